@@ -1,0 +1,63 @@
+"""The command. `slmreason --help` answers without importing torch; each subcommand builds its parser when it is used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "fit": "run the whole method: rounds of SFT, GRPO and CFT on one student",
+    "test": "pass@k and maj@k of a student on the benchmarks, with intervals",
+    "stratify": "measure difficulty and sort a pool into bands, from new or recorded rollouts",
+}
+
+HELP = """\
+usage: slmreason COMMAND [--config FILE ...] [--KEY VALUE ...]
+
+Difficulty-aware SFT-then-RL for small language models.
+
+commands:
+{commands}
+
+try:
+  slmreason fit --config quickstart                 two rounds on an embedded student, a few minutes on 2 cores
+  slmreason fit --config quickstart --print_config  every key with its value
+  slmreason fit --help                              every key with what it means
+  slmreason fit --rollout.help HFEngine             the options of one class
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        The exit status: 0 when all went well, 2 for a mistake in the arguments or the configuration.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    listing = "\n".join(f"  {name:10s}{text}" for name, text in COMMANDS.items())
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP.format(commands=listing))
+        return 0
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("slmreason"))
+        return 0
+    if args[0] not in COMMANDS:
+        print(f"error: no command {args[0]!r}; there are:\n{listing}", file=sys.stderr)
+        return 2
+    # The tokenizer's threads and dataloader workers do not mix; nothing here needs them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from slmreason import commands
+
+    return commands.run(args[0], args[1:])
+
+
+def entry_point() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry_point()

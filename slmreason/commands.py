@@ -1,0 +1,187 @@
+"""What each command does, from a parsed config."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+from jsonargparse import Namespace
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from slmreason.cli import COMMANDS
+from slmreason.config import ConfigError, Parser, build_parser, fail, fresh_trainer_config, parse
+from slmreason.curriculum import Curriculum, _device
+from slmreason.data.ledger import Ledger, Place
+from slmreason.data.recorded import read_recorded
+from slmreason.data.strata import Bands, Strata, stratify
+from slmreason.evaluate.benchmarks import evaluate, load_benchmarks, save_scores, scores_table
+from slmreason.modules.cft import CFTModule
+from slmreason.modules.grpo import GRPOModule
+from slmreason.modules.sft import SFTModule
+from slmreason.records import BAND_NAMES, RolloutGroup
+from slmreason.rollout.collect import collect
+from slmreason.rollout.engine import Sampling, stable_seed
+from slmreason.runfolder import free_folder, write_records
+
+log = logging.getLogger(__name__)
+
+
+def run(command: str, args: Sequence[str]) -> int:
+    """Parses the arguments of a command and runs it; mistakes of the user end with status 2 and no traceback."""
+    _quiet()
+    parser = build_parser(command, COMMANDS[command])
+    if command == "stratify":
+        parser.add_argument("--recorded", type=str, default=None, help="JSONL of recorded rollouts in place of new ones.")
+        parser.add_argument("--out", type=str, default="strata.jsonl", help="Where each problem's band is written.")
+    try:
+        config = parse(parser, args)
+        L.seed_everything(config.seed_everything, verbose=False)
+        return {"fit": fit, "test": test, "stratify": stratify_command}[command](parser, config)
+    except (ConfigError, ValueError, FileNotFoundError) as error:
+        if isinstance(error, ValueError) and logging.getLogger("slmreason").isEnabledFor(logging.DEBUG):
+            raise
+        return fail(error)
+
+
+def fit(parser: Parser, config: Namespace) -> int:
+    """The whole method."""
+    made = _instantiate(parser, config)
+    run_dir = free_folder(Path(config.run_dir))
+    benchmarks = load_benchmarks(config.benchmarks, made.evaluation.limit)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    log.info("run folder: %s", run_dir)
+    parser.save(config, str(run_dir / "config.yaml"), skip_none=False, overwrite=True)
+    student, engine, reward = made.student, made.rollout, made.reward
+    curriculum = Curriculum(
+        settings=made.curriculum,
+        student=student,
+        data=made.data,
+        sft=SFTModule(student, **vars(config.sft)),
+        grpo=GRPOModule(student, engine, reward, **vars(config.grpo)),
+        cft=CFTModule(student, **vars(config.cft)),
+        engine=engine,
+        reward=reward,
+        teacher=made.teacher,
+        bridge_settings=made.bridge,
+        critique_settings=made.critique,
+        benchmarks=benchmarks,
+        evaluation=made.evaluation,
+        trainer_config=lambda: fresh_trainer_config(config),
+        run_dir=run_dir,
+    )
+    curriculum.run()
+    return 0
+
+
+def test(parser: Parser, config: Namespace) -> int:
+    """pass@k and maj@k on the benchmarks."""
+    made = _instantiate(parser, config)
+    student = made.student.to(_device(fresh_trainer_config(config)))
+    benchmarks = load_benchmarks(config.benchmarks, made.evaluation.limit)
+    scores = evaluate(student, made.rollout, made.reward, benchmarks, made.evaluation)
+    table = Table(title=f"{config.student.model}: {made.evaluation.samples} samples a problem, 95 % interval")
+    metrics = list(dict.fromkeys(score.metric for score in scores))
+    for heading in ("benchmark", "problems", *metrics):
+        table.add_column(heading, justify="left" if heading == "benchmark" else "right")
+    for benchmark in benchmarks:
+        mine = {score.metric: score for score in scores if score.benchmark == benchmark.name}
+        table.add_row(benchmark.name, str(len(benchmark.problems)), *(str(mine[metric]) for metric in metrics))
+    Console().print(table)
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_scores(run_dir / "test.jsonl", config.student.model, scores)
+    log.info("scores: %s", run_dir / "test.jsonl")
+    return 0
+
+
+def stratify_command(parser: Parser, config: Namespace) -> int:
+    """Bands of a pool, from new rollouts of the student or from recorded ones."""
+    bands: Bands = parser.instantiate_classes(Namespace(data=config.data.clone())).data.bands
+    if config.recorded is not None:
+        groups, disagreements, labelled = read_recorded(Path(config.recorded))
+        log.info("%s: %d rollouts of %d problems", config.recorded, sum(len(g.rollouts) for g in groups), len(groups))
+        if labelled:
+            log.info("the verifier agrees with %d of %d recorded labels", labelled - len(disagreements), labelled)
+            for row in disagreements[:10]:
+                log.warning("differs from its label: %s", row)
+    else:
+        groups = _probe(_instantiate(parser, config), config)
+    ledger = Ledger(None)
+    ledger.record(groups, Place(0, "probe"))
+    strata = stratify(ledger, [group.problem for group in groups], bands)
+    _write_strata(Path(config.out), groups, strata)
+    Console().print(strata_table(strata, ledger))
+    log.info("bands: %s", config.out)
+    return 0
+
+
+def _probe(made: Namespace, config: Namespace) -> list[RolloutGroup]:
+    student = made.student.to(_device(fresh_trainer_config(config)))
+    made.data.load(lambda question: len(student.encode_question(question)), Ledger(None))
+    attempts = made.curriculum.probe.attempts
+    grpo = config.grpo
+    seed = stable_seed(grpo.seed, "probe", 0, "stratify", 0)
+    sampling = Sampling(grpo.max_completion_tokens, grpo.temperature, grpo.top_p, seed)
+    made.rollout.sync(student)
+    return collect(student, made.rollout, made.reward, made.data.problems, attempts, sampling)
+
+
+def _write_strata(out: Path, groups: Sequence[RolloutGroup], strata: Strata) -> None:
+    band_of = strata.band_of
+    write_records(out, [
+        {"problem_id": group.problem.id, "band": band_of[group.problem.id], "attempts": len(group.rollouts),
+         "successes": group.num_correct, "question": group.problem.question, "answer": group.problem.answer}
+        for group in groups
+    ])  # fmt: skip
+
+
+def strata_table(strata: Strata, ledger: Ledger) -> Table:
+    """Problems in each band, with their share and mean rho."""
+    table = Table(title="difficulty")
+    for heading in ("band", "problems", "share", "mean rho"):
+        table.add_column(heading, justify="left" if heading == "band" else "right")
+    total = sum(strata.counts.values())
+    for band in BAND_NAMES:
+        members = getattr(strata, band)
+        rhos = [difficulty.rho for p in members if (difficulty := ledger.get(p.id))]
+        mean = f"{sum(rhos) / len(rhos):.2f}" if rhos else "-"
+        table.add_row(band, str(len(members)), f"{100 * len(members) / total:.1f} %", mean)
+    return table
+
+
+def _instantiate(parser: Parser, config: Namespace) -> Namespace:
+    """Every object of the config but the trainer, which each fit makes anew."""
+    kept = config.clone()
+    del kept["trainer"]
+    try:
+        return parser.instantiate_classes(kept)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _quiet() -> None:
+    """Our own lines on the screen, and of the libraries' only what a user can act on."""
+    handler = RichHandler(show_path=False, show_level=False, show_time=False, markup=False, highlighter=None,
+                          keywords=[])  # fmt: skip
+    ours = logging.getLogger("slmreason")
+    ours.handlers[:] = [handler]
+    ours.propagate = False
+    if ours.level == logging.NOTSET:
+        ours.setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    # The planned batches are made in memory; workers would only add copies.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
+    warnings.filterwarnings("ignore", message=".*number of training batches.*")
+
+

@@ -1,0 +1,160 @@
+"""A config is the constructors' signatures: one parser, typed by the classes it builds, made with Lightning's own."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from slmreason.curriculum import CurriculumSettings
+from slmreason.data.datamodule import ReasoningDataModule
+from slmreason.evaluate.benchmarks import EvaluationSettings
+from slmreason.modules.cft import CFTModule
+from slmreason.modules.grpo import GRPOModule
+from slmreason.modules.sft import SFTModule
+from slmreason.rollout.engine import RolloutEngine
+from slmreason.rollout.hf import HFEngine  # noqa: F401 - so that `--rollout HFEngine` is found by its short name
+from slmreason.student import Student
+from slmreason.teacher.bridge import BridgeSettings
+from slmreason.teacher.critique import CritiqueSettings
+from slmreason.teacher.procedural import ProceduralTeacher  # noqa: F401
+from slmreason.teacher.teacher import Teacher
+from slmreason.teacher.traces import TraceTeacher  # noqa: F401
+from slmreason.verify.rewards import RewardFn
+
+RECIPES = Path(__file__).parent / "configs"
+EMBEDDED_BENCHMARKS = [
+    f"embedded:{family}/test?count=100" for family in ("chain", "one_step", "distractor", "expression", "logic")
+]
+
+
+class ConfigError(Exception):
+    """A mistake in the arguments or the configuration, in words for the user."""
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, whose errors say which key is wrong and what is accepted, without the wall of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ConfigError(explain(str(message), self.known_keys())) from ex
+
+    def known_keys(self) -> list[str]:
+        return sorted({action.dest for action in self._actions if "." in action.dest or action.option_strings})
+
+
+def build_parser(command: str, description: str) -> Parser:
+    """The parser of one command. All commands read the same config; some have options of their own besides."""
+    parser = Parser(prog=f"slmreason {command}", description=description)
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="A recipe's name or a YAML file; several are stacked in order."
+    )
+    parser.add_argument("--seed_everything", type=int, default=42, help="Seed of every random number generator.")
+    parser.add_argument("--run_dir", type=str, default="runs/run", help="Folder of the run; a free name is found.")
+    parser.add_class_arguments(Student, "student", sub_configs=True)
+    parser.add_class_arguments(ReasoningDataModule, "data", sub_configs=True)
+    parser.add_class_arguments(CurriculumSettings, "curriculum", sub_configs=True)
+    parser.add_class_arguments(SFTModule, "sft", skip={"student"}, instantiate=False)
+    parser.add_class_arguments(GRPOModule, "grpo", skip={"student", "engine", "reward"}, instantiate=False)
+    parser.add_class_arguments(CFTModule, "cft", skip={"student"}, instantiate=False)
+    parser.add_class_arguments(BridgeSettings, "bridge")
+    parser.add_class_arguments(CritiqueSettings, "critique")
+    parser.add_subclass_arguments(RolloutEngine, "rollout", default={"class_path": "slmreason.rollout.hf.HFEngine"})
+    parser.add_subclass_arguments(
+        RewardFn, "reward", default={"class_path": "slmreason.verify.rewards.AnswerReward"}
+    )
+    parser.add_argument("--teacher", type=Teacher | None, default=None, help="Who gives traces, rewrites and critiques.")
+    parser.add_argument(
+        "--benchmarks", type=list[str], default=EMBEDDED_BENCHMARKS,
+        help="Known names, NAME=FILE, files, hub names, or embedded:FAMILY/test?count=N.",
+    )  # fmt: skip
+    parser.add_class_arguments(EvaluationSettings, "evaluation")
+    parser.add_lightning_class_args(L.Trainer, "trainer")
+    parser.set_defaults({"student.model": "embedded:qwen2", "data.train": "embedded:chain/train?count=240"})
+    return parser
+
+
+def parse(parser: Parser, args: Sequence[str]) -> Namespace:
+    """Parses arguments; recipe names become files, and a logger without a folder writes beside the run.
+
+    Raises:
+        ConfigError: anything is wrong; the message names the key and what is accepted.
+    """
+    return parser.parse_args(expand(args))
+
+
+def expand(args: Sequence[str]) -> list[str]:
+    """`--config quickstart` to the packaged recipe, and `--trainer.logger CSVLogger` to one that knows its folder."""
+    result: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if result and result[-1] in ("--config", "-c"):
+            result.append(find_recipe(arg))
+        elif flag == "--config" and equals:
+            result.append(f"{flag}={find_recipe(value)}")
+        else:
+            result.append(arg)
+    folderless = {cls.__name__ for cls in (CSVLogger, TensorBoardLogger)}
+    chosen = _option(result, "--trainer.logger")
+    given = any(re.match(r"--trainer\.logger\.(init_args\.)?save_dir\b", arg) for arg in result)
+    if chosen is not None and chosen.rpartition(".")[2] in folderless and not given:
+        result.append(f"--trainer.logger.save_dir={_option(result, '--run_dir') or 'runs'}/loggers")
+    return result
+
+
+def _option(args: Sequence[str], flag: str) -> str | None:
+    """The last value of an option given as `--flag value` or `--flag=value`."""
+    values = [after for before, after in zip(args, args[1:], strict=False) if before == flag]
+    values += [arg.partition("=")[2] for arg in args if arg.startswith(f"{flag}=")]
+    return values[-1] if values else None
+
+
+def find_recipe(name: str) -> str:
+    """The file as given if it exists, else the packaged recipe of that name (`quickstart`, `configs/quickstart.yaml`).
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if Path(name).is_file():
+        return name
+    for recipe in (RECIPES / f"{name}.yaml", RECIPES / Path(name).name):
+        if recipe.is_file():
+            return str(recipe)
+    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise ConfigError(f"--config {name}: no such file, and no such recipe; recipes: {known}")
+
+
+def fresh_trainer_config(config: Namespace) -> dict[str, Any]:
+    """Keyword arguments for a Trainer, with callbacks, loggers and plugins newly made: each fit has its own."""
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(L.Trainer, "trainer")
+    made = parser.instantiate_classes(Namespace(trainer=config.trainer.clone()))
+    return dict(vars(made.trainer))
+
+
+def explain(message: str, known: Sequence[str]) -> str:
+    """A parser's message with, for a key that does not exist, the nearest keys that do."""
+    message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
+    match = re.search(r"[Kk]ey '?\"?([\w.]+)'?\"? is not expected|[Uu]nrecognized arguments?:? (?:--)?([\w.]+)", message)
+    match = match or re.search(r"Option '([\w.]+)' is not accepted|Nested key not found: '?\"?([\w.]+)", message)
+    if match is None:
+        return message
+    key = next(group for group in match.groups() if group)
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    group = key.rpartition(".")[0]
+    siblings = [name for name in known if group and name.rpartition(".")[0] == group]
+    hints = f"\ndid you mean: {', '.join(near)}?" if near else ""
+    return f"{message}{hints}" + (f"\nkeys of {group}: {', '.join(n[len(group) + 1 :] for n in siblings)}" if siblings else "")
+
+
+def fail(error: Exception) -> int:
+    """Prints an error for a person and gives the exit status."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2

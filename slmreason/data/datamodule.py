@@ -1,0 +1,231 @@
+"""The data strategy inside Lightning: the training set is drawn anew from the ledger at each epoch boundary.
+
+The module holds the pool and the ledger. Which set a fit trains on is a `StageSet`, entered before the fit; at every
+epoch boundary Lightning asks for a new dataloader, and what it gets is stratified from what is known by then.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from slmreason.batching import PackedBatch, collate, plan_batches
+from slmreason.data.ledger import Ledger, Place
+from slmreason.data.sources import Columns, load_problems
+from slmreason.data.strata import Bands, Strata, stratify
+from slmreason.records import Example, Problem, Reject
+
+log = logging.getLogger(__name__)
+
+
+class StageSet(Protocol):
+    """Who is in the set of one fit, given the strata, and how its rows become batches."""
+
+    place: Place
+
+    def build(self, strata: Strata, epoch: int) -> Sequence[Any]:
+        """The rows of this epoch."""
+        ...
+
+    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> list[Any]:
+        """The rows as what the dataloader yields."""
+        ...
+
+
+@dataclass(frozen=True)
+class Restratified:
+    """What an epoch boundary changed."""
+
+    place: Place
+    counts: dict[str, int]
+    moves: dict[str, int]
+    rows: int
+
+    def describe(self) -> str:
+        bands = " ".join(f"{name} {count}" for name, count in self.counts.items() if count)
+        moves = ", ".join(f"{move} {count}" for move, count in sorted(self.moves.items())) or "nobody moved"
+        where = f"round {self.place.round} {self.place.stage} epoch {self.place.epoch}"
+        return f"{where}: {bands} | {moves} | {self.rows} rows to train on"
+
+
+class ReasoningDataModule(L.LightningDataModule):
+    """Problems with checkable answers, re-stratified by difficulty at each epoch boundary."""
+
+    def __init__(
+        self,
+        train: str,
+        columns: Columns | None = None,
+        split: str | None = None,
+        limit: int | None = None,
+        max_prompt_tokens: int = 512,
+        token_budget: int = 8192,
+        batch_size: int | None = None,
+        bands: Bands = Bands(),  # noqa: B008 - frozen
+        review_share: float = 0.1,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            train: The pool: `embedded:FAMILY/SPLIT?count=N&difficulty=1,2`, a .jsonl, .json or .parquet file (.gz too),
+                `NAME=FILE`, or a hub name such as `openai/gsm8k`.
+            columns: Which column is what, when the dataset is not a known one.
+            split: Split of a hub dataset.
+            limit: Read no more than so many rows of the pool.
+            max_prompt_tokens: Problems with a longer prompt are set aside into rejects.jsonl.
+            token_budget: Tokens in a micro-batch, of SFT, CFT and GRPO alike: the bound on memory.
+            batch_size: At most so many examples in a micro-batch of SFT and CFT; the token budget alone when not set.
+            bands: Where the difficulty bands begin.
+            review_share: Share of the Consolidation Set that mastered problems make up.
+            num_workers: Worker processes of the dataloader; batches are planned beforehand, so the order is the same.
+            seed: Of shuffling and review draws.
+
+        Raises:
+            ValueError: a number is out of its range; the message names the key.
+        """
+        super().__init__()
+        for key, value in (("max_prompt_tokens", max_prompt_tokens), ("token_budget", token_budget)):
+            if value < 1:
+                raise ValueError(f"data.{key} must be at least 1, got {value}")
+        if not 0 <= review_share <= 1:
+            raise ValueError(f"data.review_share must be within 0 and 1, got {review_share}")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
+        self.train = train
+        self.columns, self.split, self.limit = columns, split, limit
+        self.max_prompt_tokens = max_prompt_tokens
+        self.token_budget, self.batch_size = token_budget, batch_size
+        self.bands, self.review_share = bands, review_share
+        self.num_workers, self.seed = num_workers, seed
+        self.problems: tuple[Problem, ...] = ()
+        self.rejects: tuple[Reject, ...] = ()
+        self.ledger = Ledger(None)
+        self.strata: Strata | None = None
+        self.history: list[Restratified] = []
+        self._stage: StageSet | None = None
+        self._on_set: Callable[[int, Sequence[Any]], None] | None = None
+        self._rows: Sequence[Any] = ()
+        self._built_at: tuple[int, int] | None = None
+
+    # -- the pool ---------------------------------------------------------------------------------------------------
+
+    def load(self, prompt_length: Any, ledger: Ledger) -> None:
+        """Reads the pool.
+
+        Args:
+            prompt_length: question -> number of prompt tokens under the student's template.
+            ledger: where the evidence is and goes.
+
+        Raises:
+            ValueError: the source is unreadable, or every problem of it was set aside.
+        """
+        loaded = load_problems(self.train, self.columns, self.split, self.limit)
+        kept, rejects = [], list(loaded.rejects)
+        for problem in loaded.problems:
+            length = prompt_length(problem.question)
+            if length > self.max_prompt_tokens:
+                reason = f"prompt of {length} tokens, data.max_prompt_tokens is {self.max_prompt_tokens}"
+                rejects.append(Reject(problem.id, loaded.name, reason))
+            else:
+                kept.append(problem)
+        if not kept:
+            raise ValueError(f"data.train: {self.train}: every problem was set aside, e.g. {rejects[0].reason}")
+        self.problems, self.rejects, self.ledger = tuple(kept), tuple(rejects), ledger
+
+    # -- one fit ----------------------------------------------------------------------------------------------------
+
+    def enter(self, stage: StageSet, on_set: Callable[[int, Sequence[Any]], None] | None = None) -> int:
+        """Stratifies for the first epoch of a fit on `stage`.
+
+        Args:
+            on_set: called with (epoch, rows) whenever a set was drawn.
+
+        Returns:
+            How many rows the fit would start with; 0 means that it must be skipped.
+        """
+        self._stage, self._on_set, self._built_at = stage, on_set, None
+        self._restratify(0)
+        return len(self._rows)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The set of the present epoch, from the ledger as it stands; Lightning asks again at each epoch boundary.
+
+        Raises:
+            RuntimeError: the trainer was not told to ask again.
+        """
+        assert self.trainer is not None and self._stage is not None
+        if self.trainer.reload_dataloaders_every_n_epochs != 1:
+            raise RuntimeError("trainer.reload_dataloaders_every_n_epochs must be 1: each epoch has its own set")
+        epoch = self.trainer.current_epoch
+        self._restratify(epoch)
+        if not self._rows:
+            log.warning("round %d %s: the set is empty from epoch %d on, the fit ends here", self._stage.place.round,
+                        self._stage.place.stage, epoch)  # fmt: skip
+        accumulate = self.trainer.accumulate_grad_batches
+        batches = self._stage.batches(self._rows, self, epoch, accumulate)
+        return DataLoader(
+            batches,  # type: ignore[arg-type]
+            batch_size=None,
+            shuffle=False,
+            num_workers=self.num_workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _restratify(self, epoch: int) -> None:
+        assert self._stage is not None
+        if self._built_at == (epoch, self.ledger.version):
+            return
+        strata = stratify(self.ledger, self.problems, self.bands)
+        self._rows = self._stage.build(strata, epoch)
+        place = Place(self._stage.place.round, self._stage.place.stage, epoch)
+        change = Restratified(place, strata.counts, dict(strata.moves_from(self.strata)), len(self._rows))
+        self.strata, self._built_at = strata, (epoch, self.ledger.version)
+        self.history.append(change)
+        log.info(change.describe())
+        if self._on_set is not None:
+            self._on_set(epoch, self._rows)
+
+    def rng(self, *key: object) -> random.Random:
+        """A generator of its own for each purpose, so one draw never shifts another."""
+        return random.Random("/".join(map(str, (self.seed, *key))))
+
+
+class PackedDataset(Sequence[PackedBatch]):
+    """Micro-batches of supervised examples, planned at once and collated when asked for.
+
+    The plan knows how many target tokens each optimizer step has, so every micro-batch carries the normaliser of its
+    whole step: gradient accumulation then gives the same gradient as one large batch.
+    """
+
+    def __init__(self, examples: Sequence[Example], plan: list[list[int]], accumulate: int, pad_token_id: int) -> None:
+        self.examples, self.plan, self.accumulate, self.pad_token_id = examples, plan, accumulate, pad_token_id
+        tokens = [sum(len(examples[i].target_ids) for i in batch) for batch in plan]
+        starts = range(0, len(plan), accumulate)
+        self.step_tokens = [sum(tokens[start : start + accumulate]) for start in starts]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> PackedBatch:  # type: ignore[override]
+        if not 0 <= index < len(self.plan):
+            raise IndexError(index)
+        members = [self.examples[i] for i in self.plan[index]]
+        return collate(members, self.pad_token_id, self.step_tokens[index // self.accumulate], self.accumulate)
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        return (self[index] for index in range(len(self)))
+
+
+def packed_batches(
+    examples: Sequence[Example], data: ReasoningDataModule, epoch: int, accumulate: int, pad_token_id: int, place: Place
+) -> PackedDataset:
+    """Shuffles and cuts the examples of one epoch into micro-batches of the token budget."""
+    rng = data.rng("shuffle", place.round, place.stage, epoch)
+    plan = plan_batches([len(example) for example in examples], data.token_budget, data.batch_size, rng)
+    return PackedDataset(examples, plan, accumulate, pad_token_id)

@@ -1,0 +1,129 @@
+"""What the student's own rollouts showed of each problem: an append-only store with one writer.
+
+`ledger.jsonl` has a line for each graded group (problem, attempts, successes, policy version, where it came from);
+`harvest.jsonl` has the all-zero groups of GRPO with their attempts. The newest evidence of a problem is its difficulty,
+since difficulty is a property of the *current* student. A torn last line, left by a crash, is dropped on opening.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmreason.records import Difficulty, RolloutGroup, from_json, to_json
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run something happened."""
+
+    round: int
+    stage: str
+    epoch: int = 0
+
+
+class Ledger:
+    """Difficulty evidence and harvested groups, in memory and on disk."""
+
+    def __init__(self, folder: str | Path | None) -> None:
+        """
+        Args:
+            folder: where the two files are kept and, if they exist, read back; None keeps all in memory.
+        """
+        self._folder = Path(folder) if folder is not None else None
+        self._difficulty: dict[str, Difficulty] = {}
+        self._harvest: list[tuple[Place, RolloutGroup]] = []
+        self.version = 0
+        """Grows with each entry, so a reader can tell whether there is anything new."""
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for row in read_lines(self._folder / "ledger.jsonl"):
+                self._note(row)
+            for row in read_lines(self._folder / "harvest.jsonl"):
+                self._harvest.append((Place(**row["place"]), from_json(RolloutGroup, row["group"])))
+
+    def __len__(self) -> int:
+        return len(self._difficulty)
+
+    def __contains__(self, problem_id: str) -> bool:
+        return problem_id in self._difficulty
+
+    def get(self, problem_id: str) -> Difficulty | None:
+        """The newest evidence of a problem, or None when it was never sampled."""
+        return self._difficulty.get(problem_id)
+
+    def record(self, groups: Iterable[RolloutGroup], place: Place) -> None:
+        """Adds one piece of evidence for each group: every rollout counts, whoever asked for it."""
+        rows = [
+            {
+                "problem_id": group.problem.id,
+                "attempts": len(group.rollouts),
+                "successes": group.num_correct,
+                "policy_version": group.rollouts[0].policy_version,
+                **vars(place),
+            }
+            for group in groups
+        ]
+        self._append("ledger.jsonl", rows)
+        for row in rows:
+            self._note(row)
+
+    def harvest(self, groups: Iterable[RolloutGroup], place: Place) -> None:
+        """Keeps all-zero groups, with their attempts, for the Critique Set of the next fit.
+
+        Raises:
+            ValueError: a group is not all-zero.
+        """
+        kept = list(groups)
+        for group in kept:
+            if not group.all_zero:
+                raise ValueError(f"problem {group.problem.id}: only a group whose rollouts all failed is harvested")
+        self._append("harvest.jsonl", [{"place": vars(place), "group": to_json(group)} for group in kept])
+        self._harvest.extend((place, group) for group in kept)
+        self.version += len(kept)
+
+    def harvested(self, round: int) -> list[RolloutGroup]:
+        """The groups harvested in a round, the newest of each problem, in the order of harvest."""
+        newest: dict[str, RolloutGroup] = {}
+        for place, group in self._harvest:
+            if place.round == round:
+                newest.pop(group.problem.id, None)
+                newest[group.problem.id] = group
+        return list(newest.values())
+
+    def _note(self, row: dict[str, Any]) -> None:
+        self._difficulty[row["problem_id"]] = Difficulty(row["attempts"], row["successes"], row["policy_version"])
+        self.version += 1
+
+    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        if self._folder is None or not rows:
+            return
+        text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
+        with open(self._folder / name, "ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of an append-only JSONL file; a torn last line is cut off, a broken line before it is an error.
+
+    Raises:
+        ValueError: a complete line is not JSON; the message names file and line.
+    """
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        with open(path, "r+b") as file:
+            file.truncate(end)
+    for number, line in enumerate(data[:end].splitlines(), start=1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error

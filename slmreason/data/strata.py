@@ -1,0 +1,93 @@
+"""Ledger to bands to sets: the data strategy as pure functions."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from slmreason.data.ledger import Ledger
+from slmreason.records import BAND_NAMES, Band, Problem
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Where the bands of rho begin: simple `[simple, 1]`, medium `[medium, simple)`, hard `[0, medium)`."""
+
+    simple: float = 0.75
+    """Mastered from this correctness rate on."""
+    medium: float = 0.25
+    """Partly mastered from this correctness rate on; below it a problem is hard."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.medium < self.simple <= 1:
+            raise ValueError(f"bands need 0 < medium < simple <= 1, got medium={self.medium}, simple={self.simple}")
+
+    def of(self, rho: float) -> Band:
+        return "simple" if rho >= self.simple else "medium" if rho >= self.medium else "hard"
+
+
+@dataclass(frozen=True)
+class Strata:
+    """The pool by band, as the ledger shows it now; each tuple keeps the order of the pool."""
+
+    simple: tuple[Problem, ...]
+    medium: tuple[Problem, ...]
+    hard: tuple[Problem, ...]
+    unknown: tuple[Problem, ...]
+    """Problems that were never sampled."""
+    solved: frozenset[str]
+    """Ids of problems with at least one accepted rollout (non-all-zero)."""
+
+    @property
+    def band_of(self) -> dict[str, Band]:
+        return {problem.id: band for band in BAND_NAMES for problem in getattr(self, band)}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {name: len(getattr(self, name)) for name in (*BAND_NAMES, "unknown")}
+
+    def moves_from(self, before: Strata | None) -> Counter[str]:
+        """How many problems moved between which bands, as `{"hard->medium": 12}`."""
+        if before is None:
+            return Counter()
+        old, new = before.band_of, self.band_of
+        return Counter(f"{old[i]}->{band}" for i, band in new.items() if i in old and old[i] != band)
+
+
+def stratify(ledger: Ledger, problems: Iterable[Problem], bands: Bands) -> Strata:
+    """Sorts the pool into bands by the newest evidence."""
+    groups: dict[str, list[Problem]] = {name: [] for name in (*BAND_NAMES, "unknown")}
+    solved = set()
+    for problem in problems:
+        difficulty = ledger.get(problem.id)
+        if difficulty is None:
+            groups["unknown"].append(problem)
+            continue
+        groups[bands.of(difficulty.rho)].append(problem)
+        if difficulty.successes:
+            solved.add(problem.id)
+    return Strata(**{name: tuple(members) for name, members in groups.items()}, solved=frozenset(solved))
+
+
+def acquisition_set(strata: Strata) -> tuple[Problem, ...]:
+    """What SFT learns: medium problems (teacher trace), then hard ones (bridged trace). [paper]"""
+    return strata.medium + strata.hard
+
+
+def consolidation_set(strata: Strata, review_share: float, rng: random.Random) -> tuple[Problem, ...]:
+    """What GRPO trains on: every problem with at least one success that is not mastered, and a review of the mastered.
+
+    Args:
+        review_share: share of the set that mastered problems make up, at most; 0 for none.
+    """
+    core = tuple(p for p in strata.medium + strata.hard if p.id in strata.solved)
+    wanted = round(len(core) * review_share / (1 - review_share)) if review_share < 1 else len(strata.simple)
+    review = rng.sample(strata.simple, min(wanted, len(strata.simple)))
+    return core + tuple(review)
+
+
+def still_unsolved(strata: Strata, problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """The Critique Set at an epoch boundary: harvested problems that no newer rollout has solved."""
+    return tuple(problem for problem in problems if problem.id not in strata.solved)

@@ -1,0 +1,151 @@
+"""Benchmarks by name, and the scores of a student on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from slmreason.data.sources import load_problems
+from slmreason.evaluate.metrics import MajAtK, PassAtK, ShareOfProblems
+from slmreason.records import Problem, Reject
+from slmreason.rollout.collect import collect
+from slmreason.rollout.engine import Progress, RolloutEngine, Sampling
+from slmreason.student import Student
+from slmreason.verify.rewards import RewardFn
+
+
+@dataclass
+class EvaluationSettings:
+    """How benchmarks are sampled by `slmreason test`. The table of `fit` is greedy pass@1 on the same problems."""
+
+    samples: int = 8
+    """Rollouts of each problem."""
+    temperature: float = 1.0
+    """0 is greedy, with one sample."""
+    top_p: float = 1.0
+    """Nucleus of sampling."""
+    k: tuple[int, ...] = (1, 8)
+    """For which k pass@k and (from 2 on) maj@k are given."""
+    max_new_tokens: int = 512
+    """A completion is cut here."""
+    limit: int | None = None
+    """Read no more than so many problems of each benchmark."""
+    seed: int = 0
+    """Of sampling."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or not self.k or min(self.k) < 1 or max(self.k) > self.samples:
+            raise ValueError(f"evaluation.k must be within 1 and evaluation.samples ({self.samples}), got {self.k}")
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError("evaluation.temperature 0 is greedy: all samples are the same, set evaluation.samples 1")
+
+    def greedy(self) -> EvaluationSettings:
+        """The settings of the table that `fit` prints."""
+        return EvaluationSettings(1, 0.0, 1.0, (1,), self.max_new_tokens, self.limit, self.seed)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A named set of problems that is never trained on."""
+
+    name: str
+    problems: tuple[Problem, ...]
+    rejects: tuple[Reject, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number with its 95 % interval."""
+
+    benchmark: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    problems: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def load_benchmarks(names: Sequence[str], limit: int | None) -> list[Benchmark]:
+    """Loads benchmarks: `embedded:FAMILY/test`, a known name, `NAME=FILE`, a file, or a hub name.
+
+    Raises:
+        ValueError: one of them cannot be had, or two have the same short name.
+    """
+    benchmarks = []
+    for name in names:
+        loaded = load_problems(name, limit=limit)
+        benchmarks.append(Benchmark(short_name(name), loaded.problems, loaded.rejects))
+    if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
+        raise ValueError(f"benchmarks: two have the same name in {[benchmark.name for benchmark in benchmarks]}")
+    return benchmarks
+
+
+def short_name(source: str) -> str:
+    """`embedded:chain/test?count=9` -> `chain`; `svamp=x.jsonl` -> `svamp`; a path -> its file name."""
+    if source.startswith("embedded:"):
+        return source.removeprefix("embedded:").partition("/")[0].partition("?")[0]
+    head = source.partition("=")[0]
+    return Path(head).name.partition(".")[0] if "." in head else head
+
+
+def evaluate(
+    student: Student,
+    engine: RolloutEngine,
+    reward: RewardFn,
+    benchmarks: Sequence[Benchmark],
+    settings: EvaluationSettings,
+    progress: Progress | None = None,
+) -> list[Score]:
+    """Scores of the student as it stands now: for each benchmark pass@k and, for k of 2 or more, maj@k."""
+    engine.sync(student)
+    # One call for all benchmarks: the engine then fills its batches across them.
+    problems = [problem for benchmark in benchmarks for problem in benchmark.problems]
+    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed)
+    groups = collect(student, engine, reward, problems, settings.samples, sampling, progress)
+    scores, start = [], 0
+    for benchmark in benchmarks:
+        mine = groups[start : start + len(benchmark.problems)]
+        start += len(benchmark.problems)
+        metrics: dict[str, ShareOfProblems] = {}
+        for k in settings.k:
+            metrics[f"pass@{k}"] = PassAtK(k)
+            if k > 1:
+                metrics[f"maj@{k}"] = MajAtK(k)
+        for name, metric in metrics.items():
+            metric.update(mine)
+            low, high = metric.interval()
+            scores.append(Score(benchmark.name, name, float(metric.compute()), low, high, len(mine)))
+    return scores
+
+
+def scores_table(title: str, rows: Sequence[tuple[str, Sequence[Score]]], with_mean: bool = True) -> Table:
+    """A table with a row for each (label, scores) and a column for each benchmark and metric."""
+    table = Table(title=title)
+    table.add_column("")
+    first = next((scores for _, scores in rows if scores), [])
+    one_metric = len({score.metric for score in first}) == 1
+    for score in first:
+        heading = score.benchmark if one_metric else f"{score.benchmark} {score.metric}"
+        table.add_column(f"{heading}\nn={score.problems}", justify="right")
+    if with_mean and one_metric:
+        table.add_column("mean", justify="right")
+    for label, scores in rows:
+        cells = [str(score) for score in scores]
+        if with_mean and one_metric and scores:
+            cells.append(f"{100 * sum(score.value for score in scores) / len(scores):.1f}")
+        table.add_row(label, *cells)
+    return table
+
+
+def save_scores(path: Path, label: str, scores: Sequence[Score]) -> None:
+    """Appends scores to a JSONL file, one line each."""
+    with open(path, "a", encoding="utf-8") as file:
+        for score in scores:
+            file.write(json.dumps({"after": label, **asdict(score)}) + "\n")

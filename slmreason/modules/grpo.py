@@ -1,0 +1,246 @@
+"""Group-relative policy optimisation on the student's own rollouts.
+
+How this differs from textbook GRPO: (1) groups without reward variance get no forward or backward pass, and the loss is
+normalised over the others; (2) on policy, old log-probs are the new ones detached, so there is no second forward;
+(3) the reference policy exists only when KL > 0, and with LoRA it is the base with its adapters off; (4) every group,
+trained on or not, leaves the step for the callbacks that record and harvest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slmreason.batching import PackedBatch, collate, plan_batches
+from slmreason.modules.base import Decay, StudentModule
+from slmreason.objectives import (
+    AdvantageScale,
+    PolicyLoss,
+    group_advantages,
+    kl_penalty,
+    policy_loss,
+    token_weights,
+    truncated_importance,
+)
+from slmreason.records import Example, Problem, Rollout, RolloutGroup
+from slmreason.rollout.collect import collect
+from slmreason.rollout.engine import RolloutEngine, Sampling, stable_seed
+from slmreason.student import Student
+from slmreason.verify.rewards import RewardFn
+
+
+@dataclass
+class PolicyBatch:
+    """A packed micro-batch of completions with what the policy loss needs, flat over its N completion tokens."""
+
+    packed: PackedBatch
+    advantages: Tensor
+    """[N], float32."""
+    weights: Tensor
+    """[N], float32; sums to at most 1 over the whole optimizer step."""
+    sampler_log_probs: Tensor
+    """[N], float32."""
+    old_log_probs: Tensor | None = None
+    """[N], float32; None until the first forward pass on this batch."""
+
+
+class GRPOModule(StudentModule):
+    """Makes reliable what the student can do sometimes."""
+
+    stage = "grpo"
+
+    def __init__(
+        self,
+        student: Student,
+        engine: RolloutEngine,
+        reward: RewardFn,
+        learning_rate: float = 1e-6,
+        epochs: int = 1,
+        prompts_per_step: int = 16,
+        group_size: int = 8,
+        max_completion_tokens: int = 512,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        loss: PolicyLoss = "grpo",
+        advantage_scale: AdvantageScale = "group",
+        clip_low: float = 0.2,
+        clip_high: float = 0.28,
+        kl: float = 0.0,
+        updates_per_batch: int = 1,
+        importance_cap: float = 2.0,
+        mask_truncated: bool = True,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        decay: Decay = "constant",
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            learning_rate: Peak learning rate of AdamW.
+            epochs: Epochs of each GRPO fit; the set is drawn anew before each.
+            prompts_per_step: Problems of one optimizer step (times trainer.accumulate_grad_batches).
+            group_size: Rollouts of each problem; TRL calls it num_generations.
+            max_completion_tokens: A rollout is cut here.
+            temperature: Of sampling; the policy's logits are divided by it too.
+            top_p: Nucleus of sampling.
+            loss: Which policy loss (see `slmreason.objectives.token_weights`); TRL calls it loss_type.
+            advantage_scale: `group` divides by the group's standard deviation, `none` does not; TRL: scale_rewards.
+            clip_low: The ratio is clipped below at 1 - clip_low; TRL calls it epsilon.
+            clip_high: The ratio is clipped above at 1 + clip_high; TRL calls it epsilon_high.
+            kl: Weight of the KL penalty to the reference policy; TRL calls it beta. At 0 there is no reference model.
+            updates_per_batch: Optimizer steps on each batch of rollouts; TRL calls it num_iterations.
+            importance_cap: Cap of the sampler correction when the rollout engine's numbers differ from the trainer's.
+            mask_truncated: Leave rollouts that hit the token limit out of the loss.
+            weight_decay: On matrices only.
+            warmup_steps: Optimizer steps of linear warm-up at the start of each fit.
+            decay: How the learning rate falls over the fit.
+            seed: Of sampling.
+        """
+        super().__init__(student, learning_rate, epochs, weight_decay, warmup_steps, decay)
+        positive = {"prompts_per_step": prompts_per_step, "max_completion_tokens": max_completion_tokens,
+                    "updates_per_batch": updates_per_batch, "group_size - 1": group_size - 1}  # fmt: skip
+        for key, value in positive.items():
+            if value < 1:
+                raise ValueError(f"grpo.{key} must be at least 1, got {value}")
+        if temperature <= 0:
+            raise ValueError(f"grpo.temperature must be above 0 (equal rollouts teach nothing), got {temperature}")
+        # Rollouts decide how many micro-batches a step has, so the step is ours to take.
+        self.automatic_optimization = False
+        self.engine, self.reward = engine, reward
+        self.prompts_per_step, self.group_size = prompts_per_step, group_size
+        self.max_completion_tokens, self.temperature, self.top_p = max_completion_tokens, temperature, top_p
+        self.loss, self.advantage_scale = loss, advantage_scale
+        self.clip_low, self.clip_high, self.kl = clip_low, clip_high, kl
+        self.updates_per_batch, self.importance_cap = updates_per_batch, importance_cap
+        self.mask_truncated, self.seed = mask_truncated, seed
+        self.gradient_clip_val: float | None = None
+        """Set from trainer.gradient_clip_val, which Lightning itself refuses under manual optimisation."""
+        self.gradient_clip_algorithm: str | None = None
+        self.token_budget = 8192
+        """Set from data.token_budget."""
+
+    def sampling(self, *key: object) -> Sampling:
+        return Sampling(self.max_completion_tokens, self.temperature, self.top_p, stable_seed(self.seed, *key))
+
+    def on_fit_start(self) -> None:
+        if not any(getattr(callback, "records_evidence", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "GRPO re-stratifies from its own rollouts, but nothing records them: add "
+                "slmreason.callbacks.RecordRollouts to trainer.callbacks"
+            )
+        self.engine.sync(self.student)
+        if self.kl > 0:
+            self.student.freeze_reference()
+
+    def on_fit_end(self) -> None:
+        self.student.drop_reference()
+
+    def training_step(self, batch: list[Problem], batch_idx: int) -> dict[str, Any]:
+        sampling = self.sampling("grpo", self.student.policy_version, self.trainer.current_epoch, batch_idx)
+        groups = collect(self.student, self.engine, self.reward, batch, self.group_size, sampling)
+        self._log_rollouts(groups)
+        batches = self.policy_batches(groups)
+        total = torch.zeros((), device=self.device)
+        for _ in range(self.updates_per_batch if batches else 0):
+            total = self._update(batches)
+        if batches:
+            self.student.policy_version += 1
+            self.engine.sync(self.student)
+        return {"loss": total, "rollout_groups": groups}
+
+    # -- the update -------------------------------------------------------------------------------------------------
+
+    def policy_batches(self, groups: Sequence[RolloutGroup]) -> list[PolicyBatch]:
+        """Micro-batches of the informative groups' completions, normalised together; empty when there are none."""
+        pairs: list[tuple[Rollout, float]] = []
+        for group in groups:
+            if not group.informative:
+                continue
+            rewards = torch.tensor([[rollout.reward for rollout in group.rollouts]])
+            advantages = group_advantages(rewards, self.advantage_scale)[0].tolist()
+            pairs += [
+                (rollout, advantage)
+                for rollout, advantage in zip(group.rollouts, advantages, strict=True)
+                if not (self.mask_truncated and rollout.truncated)
+            ]
+        tokens = sum(len(rollout.completion_ids) for rollout, _ in pairs)
+        sizes = [len(rollout.prompt_ids) + len(rollout.completion_ids) for rollout, _ in pairs]
+        return [
+            self._policy_batch([pairs[i] for i in members], len(pairs), tokens)
+            for members in plan_batches(sizes, self.token_budget)
+        ]
+
+    def _policy_batch(self, pairs: list[tuple[Rollout, float]], sequences: int, tokens: int) -> PolicyBatch:
+        examples = [Example(rollout.prompt_ids, rollout.completion_ids, "", "rollout") for rollout, _ in pairs]
+        packed = collate(examples, self.student.pad_token_id, tokens).to(self.device)
+        in_order = [pairs[i] for i in packed.order]
+        lengths = packed.target_lengths
+        return PolicyBatch(
+            packed,
+            torch.tensor([advantage for _, advantage in in_order], device=self.device).repeat_interleave(lengths),
+            token_weights(self.loss, lengths, sequences, tokens, self.max_completion_tokens),
+            torch.tensor([p for rollout, _ in in_order for p in rollout.sampler_log_probs], device=self.device),
+        )
+
+    def _update(self, batches: list[PolicyBatch]) -> Tensor:
+        """One optimizer step on all micro-batches of a step."""
+        optimizer = self.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        total = torch.zeros((), device=self.device)
+        sums: dict[str, float] = {}
+        for batch in batches:
+            loss, metrics = self.policy_step(batch)
+            # Data parallelism averages over ranks; the weights already are of the global batch.
+            self.manual_backward(loss * self.trainer.world_size)
+            total += loss.detach()
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)  # type: ignore[arg-type]
+        optimizer.step()  # type: ignore[union-attr]
+        self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
+        tokens = sum(batch.packed.num_target_tokens for batch in batches)
+        self.log("grpo/loss", total, prog_bar=False)
+        self.log_dict({f"grpo/{name}": value / tokens for name, value in sums.items()})
+        return total
+
+    def policy_step(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one micro-batch, and token sums of what is worth logging."""
+        scores = self.student(batch.packed, self.temperature, with_entropy=True)
+        if batch.old_log_probs is None:
+            batch.old_log_probs = scores.log_probs.detach()
+        correction = None
+        if not self.engine.exact:
+            correction = truncated_importance(batch.old_log_probs, batch.sampler_log_probs, self.importance_cap)
+        loss, clipped = policy_loss(
+            scores.log_probs, batch.old_log_probs, batch.advantages, batch.weights, batch.packed.target_lengths,
+            self.loss, self.clip_low, self.clip_high, correction,
+        )  # fmt: skip
+        mismatch = (batch.old_log_probs - batch.sampler_log_probs).abs().sum()
+        metrics = {"entropy": float(scores.entropy.sum()), "clipped": float(clipped.sum())}  # type: ignore[union-attr]
+        metrics["sampler_mismatch"] = float(mismatch)
+        if self.kl > 0:
+            with torch.no_grad(), self.student.reference():
+                reference = self.student.score(batch.packed, self.temperature).log_probs
+            penalty = kl_penalty(scores.log_probs, reference)
+            loss = loss + self.kl * (batch.weights * penalty).sum()
+            metrics["kl"] = float(penalty.detach().sum())
+        return loss, metrics
+
+    def _log_rollouts(self, groups: Sequence[RolloutGroup]) -> None:
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        count, size = len(groups), len(rollouts)
+        shares = {
+            "reward": (sum(r.reward for r in rollouts) / size, True),
+            "informative": (sum(g.informative for g in groups) / count, True),
+            "all_zero": (sum(g.all_zero for g in groups) / count, False),
+            "all_one": (sum(g.all_one for g in groups) / count, False),
+            "truncated": (sum(r.truncated for r in rollouts) / size, False),
+            "completion_tokens": (sum(len(r.completion_ids) for r in rollouts) / size, False),
+        }
+        for name, (value, show) in shares.items():
+            self.log(f"grpo/{name}", value, prog_bar=show, batch_size=count, on_step=True, on_epoch=True)

@@ -1,0 +1,55 @@
+"""Supervised fine-tuning on the Acquisition Set: cross entropy on target tokens, normalised over the global batch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from slmreason.batching import PackedBatch
+from slmreason.modules.base import Decay, StudentModule
+from slmreason.objectives import cross_entropy
+from slmreason.student import Student
+
+
+class SFTModule(StudentModule):
+    """Teaches what is not mastered yet."""
+
+    stage = "sft"
+
+    def __init__(
+        self,
+        student: Student,
+        learning_rate: float = 1e-5,
+        epochs: int = 2,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        decay: Decay = "constant",
+    ) -> None:
+        """
+        Args:
+            learning_rate: Peak learning rate of AdamW.
+            epochs: Epochs of each SFT fit; the set is drawn anew before each.
+            weight_decay: On matrices only.
+            warmup_steps: Optimizer steps of linear warm-up at the start of each fit.
+            decay: How the learning rate falls over the fit.
+        """
+        super().__init__(student, learning_rate, epochs, weight_decay, warmup_steps, decay)
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        accumulate, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        if batch.window != accumulate:
+            raise RuntimeError(
+                f"the batch was planned for accumulate_grad_batches={batch.window}, the trainer now has {accumulate}"
+            )
+        loss = cross_entropy(self.student(batch).log_probs, batch.global_target_tokens)
+        tokens = batch.num_target_tokens
+        self.log(
+            f"{self.stage}/loss", loss.detach() * batch.global_target_tokens / tokens, prog_bar=True, batch_size=tokens,
+            on_step=True, on_epoch=True,
+        )  # fmt: skip
+        self.log(f"{self.stage}/target_tokens", float(tokens), reduce_fx="sum", batch_size=1, on_epoch=True, on_step=False)
+        # Lightning divides by the accumulated batches, data parallelism averages over ranks: undo both.
+        return loss * accumulate * ranks
+
+    def optimizer_step(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        super().optimizer_step(*args, **kwargs)
+        self.student.policy_version += 1

@@ -1,0 +1,174 @@
+"""Rollouts on the student's own transformers model: nothing is copied, so there is nothing to synchronise.
+
+A plain decode loop, for three reasons over `model.generate`: a group's shared prompt is prefilled once, a finished row
+leaves the batch at once, and the sampler's log-prob of each token is kept without holding any logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling
+from slmreason.student import Student
+
+
+class HFEngine(RolloutEngine):
+    """Batched sampling with transformers, prompts sorted by length."""
+
+    def __init__(self, max_sequences: int = 256, max_cache_tokens: int = 131_072) -> None:
+        """
+        Args:
+            max_sequences: Completions that are decoded side by side.
+            max_cache_tokens: Bound on cached tokens (sequences times their longest possible length).
+        """
+        if max_sequences < 1 or max_cache_tokens < 1:
+            raise ValueError("rollout: max_sequences and max_cache_tokens must be at least 1")
+        self.max_sequences = max_sequences
+        self.max_cache_tokens = max_cache_tokens
+
+    def sync(self, student: Student) -> None:
+        """Nothing to do: the student's own weights are read."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        student: Student,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        sampling: Sampling,
+        progress: Progress | None = None,
+    ) -> list[list[Completion]]:
+        was_training = student.training
+        student.eval()
+        try:
+            return self._generate(student, prompts, group_size, sampling, progress)
+        finally:
+            student.train(was_training)
+
+    def _generate(
+        self,
+        student: Student,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        sampling: Sampling,
+        progress: Progress | None,
+    ) -> list[list[Completion]]:
+        # One generator for the whole call: the global RNG is neither read nor moved.
+        generator = torch.Generator(student.device).manual_seed(sampling.seed)
+        results: list[list[Completion]] = [[] for _ in prompts]
+        for chunk, copies in self._plan([len(prompt) for prompt in prompts], group_size, sampling.max_new_tokens):
+            completions = decode(student, [prompts[i] for i in chunk], copies, sampling, generator)
+            for position, index in enumerate(chunk):
+                results[index].extend(completions[position * copies : (position + 1) * copies])
+            done = sum(len(results[index]) == group_size for index in chunk)
+            if progress is not None and done:
+                progress(done)
+        return results
+
+    def _plan(self, lengths: list[int], group_size: int, max_new_tokens: int) -> list[tuple[list[int], int]]:
+        """Chunks of prompts of similar length, longest first, with the completions a prompt has in the chunk."""
+        chunks: list[tuple[list[int], int]] = []
+        order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+        while order:
+            longest = lengths[order[0]] + max_new_tokens
+            room = max(1, min(self.max_sequences, self.max_cache_tokens // longest))
+            if group_size <= room:
+                take = room // group_size
+                chunks.append((order[:take], group_size))
+            else:
+                take = 1
+                full, rest = divmod(group_size, room)
+                chunks.extend([([order[0]], room)] * full + ([([order[0]], rest)] if rest else []))
+            order = order[take:]
+        return chunks
+
+
+def decode(
+    student: Student,
+    prompts: Sequence[Sequence[int]],
+    copies: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> list[Completion]:
+    """Decodes `copies` completions of each prompt side by side: `len(prompts) * copies` completions, prompt-major."""
+    device, network = student.device, student.network
+    longest = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), longest), student.pad_token_id, device=device)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+        attention_mask[row, longest - len(prompt) :] = 1
+    cache = DynamicCache(config=network.config)
+    output = network(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache.batch_repeat_interleave(copies)
+    logits = output.logits[:, -1].repeat_interleave(copies, dim=0)  # (row, vocab)
+    attention_mask = attention_mask.repeat_interleave(copies, dim=0)
+
+    num_rows = len(prompts) * copies
+    tokens = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.int64, device=device)
+    log_probs = torch.zeros((num_rows, sampling.max_new_tokens), device=device)
+    lengths = torch.full((num_rows,), sampling.max_new_tokens, device=device)
+    stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
+    alive = torch.arange(num_rows, device=device)
+    eos = torch.tensor(sorted(student.eos_ids), device=device)
+    for step in range(sampling.max_new_tokens):
+        token, log_prob = sample(logits, sampling, generator)
+        tokens[alive, step], log_probs[alive, step] = token, log_prob
+        ended = torch.isin(token, eos)
+        if ended.any():
+            lengths[alive[ended]], stopped[alive[ended]] = step + 1, True
+            keep = (~ended).nonzero().squeeze(1)
+            if len(keep) == 0:
+                break
+            alive, token, attention_mask = alive[keep], token[keep], attention_mask[keep]
+            cache.batch_select_indices(keep)
+        if step + 1 == sampling.max_new_tokens:
+            break
+        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(alive), 1)], dim=1)
+        logits = network(
+            input_ids=token[:, None],
+            attention_mask=attention_mask,
+            position_ids=attention_mask.sum(-1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+    cut, was_stopped = lengths.tolist(), stopped.tolist()
+    all_tokens, all_log_probs = tokens.tolist(), log_probs.tolist()
+    return [
+        Completion(tuple(all_tokens[row][: cut[row]]), tuple(all_log_probs[row][: cut[row]]), not was_stopped[row])
+        for row in range(num_rows)
+    ]
+
+
+def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One token for each row and its log-prob under the distribution it was drawn from. [B, V] -> [B], [B].
+
+    Greedy decoding (temperature 0) reports log-probs at temperature 1.
+    """
+    log_probs = (logits.float() / (sampling.temperature or 1.0)).log_softmax(-1)
+    if sampling.temperature == 0:
+        token = log_probs.argmax(-1)
+    else:
+        if sampling.top_p < 1:
+            log_probs = _nucleus(log_probs, sampling.top_p)
+        token = torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1)
+    return token, log_probs.gather(1, token[:, None]).squeeze(1)
+
+
+def _nucleus(log_probs: Tensor, top_p: float) -> Tensor:
+    """Renormalised to the smallest set of tokens whose probability reaches `top_p`. [B, V] -> [B, V]."""
+    ordered, index = log_probs.sort(dim=-1, descending=True)
+    before = ordered.exp().cumsum(-1) - ordered.exp()
+    ordered = ordered.masked_fill(before >= top_p, float("-inf"))
+    return torch.empty_like(log_probs).scatter(1, index, ordered).log_softmax(-1)

@@ -1,0 +1,133 @@
+"""What each stage trains on: strata to rows. SFT, GRPO and CFT differ in nothing else the data module needs to know."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from slmreason.data.datamodule import PackedDataset, ReasoningDataModule, packed_batches
+from slmreason.data.ledger import Place
+from slmreason.data.strata import Strata, acquisition_set, consolidation_set, still_unsolved
+from slmreason.records import BridgeResult, Critique, CritiqueKind, Example, Problem, Reject, Trace
+from slmreason.student import Student
+from slmreason.teacher.critique import critique_examples
+
+log = logging.getLogger(__name__)
+
+BridgeFn = Callable[[Sequence[Problem]], list[BridgeResult]]
+"""Proposes, verifies and selects a trace for each problem, all at once."""
+
+
+@dataclass
+class AcquisitionStage:
+    """SFT: medium problems with their teacher trace, hard problems with a bridged one.
+
+    A problem's trace is made once per fit: the epoch boundary asks only for those that moved.
+    """
+
+    place: Place
+    student: Student
+    teach: BridgeFn
+    """Raw teacher trace, verified: for medium problems."""
+    bridge: BridgeFn
+    """The Bridge: for hard problems."""
+    critiques: Sequence[Critique] = ()
+    """Critique records of the round before that are mixed into this fit."""
+    critique_kinds: Sequence[CritiqueKind] = ()
+    results: dict[tuple[str, str], BridgeResult] = field(default_factory=dict)
+    """By (band, problem id)."""
+    trained: dict[str, Trace] = field(default_factory=dict)
+
+    def build(self, strata: Strata, epoch: int) -> list[Example]:
+        self._make_traces("medium", strata.medium, self.teach)
+        self._make_traces("hard", strata.hard, self.bridge)
+        bands = strata.band_of
+        examples = []
+        for problem in acquisition_set(strata):
+            trace = self.results[bands[problem.id], problem.id].chosen
+            if trace is None:
+                continue
+            self.trained[problem.id] = trace
+            target = self.student.encode_target(trace.text)
+            examples.append(Example(self.student.encode_question(problem.question), target, problem.id, trace.provenance))
+        for record in self.critiques:
+            examples += critique_examples(record, self.student, self.critique_kinds)
+        return examples
+
+    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> PackedDataset:
+        return packed_batches(rows, data, epoch, accumulate, self.student.pad_token_id, self.place)
+
+    def rejects(self) -> list[Reject]:
+        """Candidates that fell, with the reason each fell for."""
+        return [
+            Reject(result.problem.id, f"{candidate.trace.provenance} trace", candidate.rejected)
+            for result in self.results.values()
+            for candidate in result.candidates
+            if candidate.rejected
+        ] + [
+            Reject(result.problem.id, f"{band} problem", "no trace at all: not in this fit")
+            for (band, _), result in self.results.items()
+            if not result.candidates
+        ]
+
+    def _make_traces(self, band: str, problems: Sequence[Problem], make: BridgeFn) -> None:
+        missing = [problem for problem in problems if (band, problem.id) not in self.results]
+        for result in make(missing) if missing else []:
+            self.results[band, result.problem.id] = result
+
+
+@dataclass
+class ConsolidationStage:
+    """GRPO: what is solved sometimes, and a small review of what is mastered, in steps of so many prompts."""
+
+    place: Place
+    prompts_per_step: int
+    review_share: float
+    seed_source: ReasoningDataModule
+
+    def build(self, strata: Strata, epoch: int) -> list[Problem]:
+        rng = self.seed_source.rng("review", self.place.round, epoch)
+        return list(consolidation_set(strata, self.review_share, rng))
+
+    def batches(
+        self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int
+    ) -> list[list[Problem]]:
+        order = list(rows)
+        data.rng("shuffle", self.place.round, self.place.stage, epoch).shuffle(order)
+        size = self.prompts_per_step
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+@dataclass
+class CritiqueStage:
+    """CFT: the critique records of harvested problems that no newer rollout has solved."""
+
+    place: Place
+    student: Student
+    critiques: Sequence[Critique]
+    kinds: Sequence[CritiqueKind]
+
+    @property
+    def problems(self) -> list[Problem]:
+        return list({record.problem.id: record.problem for record in self.critiques}.values())
+
+    def build(self, strata: Strata, epoch: int) -> list[Example]:
+        unsolved = {problem.id for problem in still_unsolved(strata, self.problems)}
+        return [
+            example
+            for record in self.critiques
+            if record.problem.id in unsolved
+            for example in critique_examples(record, self.student, self.kinds)
+        ]
+
+    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> PackedDataset:
+        return packed_batches(rows, data, epoch, accumulate, self.student.pad_token_id, self.place)
+
+    def rejects(self) -> list[Reject]:
+        return [
+            Reject(record.problem.id, "critique", reason, {"attempt": record.attempt})
+            for record in self.critiques
+            for reason in record.rejected
+        ]

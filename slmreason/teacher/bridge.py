@@ -1,0 +1,218 @@
+"""The Bridge: a hard problem's raw teacher trace becomes supervision that this student can learn.
+
+Propose candidates, verify each, select the most learnable by rank-surprisal ratio. All candidates of all problems are
+proposed with one call a kind, continued in one batched generate, and scored in packed batches without gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from slmreason.batching import collate, plan_batches
+from slmreason.objectives import rank_surprisal
+from slmreason.records import (
+    BridgeCandidate,
+    BridgeResult,
+    Example,
+    Learnability,
+    Problem,
+    Provenance,
+    RolloutGroup,
+    Trace,
+)
+from slmreason.rollout.engine import RolloutEngine, Sampling
+from slmreason.student import Student
+from slmreason.teacher.teacher import Teacher
+from slmreason.verify.arithmetic import false_equations
+from slmreason.verify.rewards import RewardFn
+
+
+@dataclass
+class BridgeSettings:
+    """How hard problems are bridged."""
+
+    select: bool = True
+    """Choose among raw, rewritten and handed-over traces; false trains on the raw trace (a control)."""
+    handover: bool = True
+    """Propose the teacher's first steps followed by the student's own continuation."""
+    handover_share: float = 0.5
+    """Share of the teacher's steps that are handed over."""
+    max_trace_tokens: int = 512
+    """A longer candidate is dropped and counted."""
+    max_rank: int = 100
+    """Ranks are capped here in the rank-surprisal ratio."""
+    exemplars: int = 3
+    """The student's own correct solutions that the teacher is shown as style."""
+
+
+def check_trace(
+    problem: Problem, text: str, num_tokens: int, max_tokens: int, reward: RewardFn
+) -> str | None:
+    """None when a trace may be trained on, else the reason it may not."""
+    if num_tokens > max_tokens:
+        return f"too long: {num_tokens} tokens, the cap is {max_tokens}"
+    if not reward(problem, text).correct:
+        return "final answer does not verify"
+    wrong = false_equations(text)
+    return f"false equation: {wrong[0]}" if wrong else None
+
+
+def bridge(
+    problems: Sequence[Problem],
+    student: Student,
+    engine: RolloutEngine,
+    teacher: Teacher | None,
+    reward: RewardFn,
+    settings: BridgeSettings,
+    sampling: Sampling,
+    exemplars: Sequence[RolloutGroup] = (),
+    extra: dict[str, str] | None = None,
+    token_budget: int = 8192,
+) -> list[BridgeResult]:
+    """Proposes, verifies, scores and selects a trace for each problem.
+
+    Args:
+        sampling: how the student continues a hand-over.
+        extra: further candidates by problem id (the new traces of the critique round before).
+    """
+    proposals = _propose(problems, student, engine, teacher, settings, sampling, exemplars, extra or {})
+    checked: list[list[BridgeCandidate]] = [
+        [
+            BridgeCandidate(
+                trace,
+                check_trace(
+                    problem, trace.text, len(student.encode_target(trace.text)), settings.max_trace_tokens, reward
+                ),
+            )
+            for trace in traces
+        ]
+        for problem, traces in zip(problems, proposals, strict=True)
+    ]
+    scored = _score(problems, checked, student, settings.max_rank, token_budget)
+    return [
+        BridgeResult(problem, tuple(candidates), _select(candidates, settings.select))
+        for problem, candidates in zip(problems, scored, strict=True)
+    ]
+
+
+def _propose(
+    problems: Sequence[Problem],
+    student: Student,
+    engine: RolloutEngine,
+    teacher: Teacher | None,
+    settings: BridgeSettings,
+    sampling: Sampling,
+    exemplars: Sequence[RolloutGroup],
+    extra: dict[str, str],
+) -> list[list[Trace]]:
+    proposals: list[list[Trace]] = [[] for _ in problems]
+
+    def add(index: int, text: str | None, provenance: Provenance) -> None:
+        known = {trace.text for trace in proposals[index]}
+        if text and text not in known:
+            proposals[index].append(Trace(problems[index].id, text, provenance))
+
+    raw: list[str | None] = teacher.solve(problems) if teacher else [None] * len(problems)
+    for index, text in enumerate(raw):
+        add(index, text, "teacher")
+    if not settings.select:
+        return proposals
+    have_raw = [index for index, text in enumerate(raw) if text]
+    rewritten: dict[int, str | None] = {}
+    if teacher and have_raw:
+        answers = teacher.rewrite(
+            [problems[i] for i in have_raw], [raw[i] or "" for i in have_raw], exemplars[: settings.exemplars]
+        )
+        rewritten = dict(zip(have_raw, answers, strict=True))
+        for index, text in rewritten.items():
+            add(index, text, "bridged")
+    for index, problem in enumerate(problems):
+        add(index, extra.get(problem.id), "bridged")
+    if settings.handover:
+        guides = {index: rewritten.get(index) or raw[index] for index in have_raw}
+        for index, text in _hand_over(problems, guides, student, engine, settings.handover_share, sampling).items():
+            add(index, text, "handover")
+    return proposals
+
+
+def _hand_over(
+    problems: Sequence[Problem],
+    guides: dict[int, str | None],
+    student: Student,
+    engine: RolloutEngine,
+    share: float,
+    sampling: Sampling,
+) -> dict[int, str]:
+    """The teacher's first steps, then the student's continuation: one batched generate for all problems."""
+    prefixes: dict[int, str] = {}
+    for index, guide in guides.items():
+        lines = (guide or "").strip().splitlines()
+        kept = max(1, int(len(lines) * share))
+        if kept < len(lines):
+            prefixes[index] = "\n".join(lines[:kept]) + "\n"
+    if not prefixes:
+        return {}
+    # The student's own tokens for prefix and continuation are joined as text, then encoded once as a target.
+    prompts = [
+        student.encode_question(problems[index].question)
+        + tuple(student.tokenizer(prefix, add_special_tokens=False)["input_ids"])
+        for index, prefix in prefixes.items()
+    ]
+    completions = engine.generate(student, prompts, 1, sampling)
+    return {
+        index: prefix + student.decode(group[0].token_ids)
+        for (index, prefix), group in zip(prefixes.items(), completions, strict=True)
+        if not group[0].truncated
+    }
+
+
+@torch.no_grad()
+def score_traces(
+    problems: Sequence[Problem], texts: Sequence[str], student: Student, max_rank: int = 100, token_budget: int = 8192
+) -> list[Learnability]:
+    """Rank-surprisal ratio and mean NLL of each trace under the student, packed, without gradient."""
+    examples = [
+        Example(student.encode_question(problem.question), student.encode_target(text), problem.id, "teacher")
+        for problem, text in zip(problems, texts, strict=True)
+    ]
+    results: list[Learnability | None] = [None] * len(examples)
+    for members in plan_batches([len(example) for example in examples], token_budget):
+        batch = collate([examples[i] for i in members], student.pad_token_id).to(student.device)
+        scores = student.score(batch, with_ranks=True)
+        assert scores.ranks is not None
+        sizes = batch.target_lengths.tolist()
+        pieces = zip(batch.order, scores.ranks.split(sizes), scores.log_probs.split(sizes), strict=True)
+        for position, ranks, log_probs in pieces:
+            ratio, mean_nll = rank_surprisal(ranks, log_probs, max_rank)
+            results[members[position]] = Learnability(ratio, mean_nll, len(ranks))
+    return [result for result in results if result is not None]
+
+
+def _score(
+    problems: Sequence[Problem],
+    candidates: list[list[BridgeCandidate]],
+    student: Student,
+    max_rank: int,
+    token_budget: int,
+) -> list[list[BridgeCandidate]]:
+    """Scores the candidates that passed; those that fell keep their reason and stay unscored."""
+    places = [(i, j) for i, row in enumerate(candidates) for j, candidate in enumerate(row) if not candidate.rejected]
+    texts = [candidates[i][j].trace.text for i, j in places]
+    scores = score_traces([problems[i] for i, _ in places], texts, student, max_rank, token_budget)
+    result = [list(row) for row in candidates]
+    for (i, j), learnability in zip(places, scores, strict=True):
+        trace = candidates[i][j].trace
+        result[i][j] = BridgeCandidate(Trace(trace.problem_id, trace.text, trace.provenance, learnability), None)
+    return result
+
+
+def _select(candidates: Sequence[BridgeCandidate], by_learnability: bool) -> Trace | None:
+    passed = [candidate.trace for candidate in candidates if candidate.rejected is None]
+    if not passed:
+        return None
+    if not by_learnability:
+        return passed[0]
+    return min(passed, key=lambda trace: trace.learnability.rank_surprisal_ratio if trace.learnability else float("inf"))

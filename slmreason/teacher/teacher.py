@@ -1,0 +1,44 @@
+"""What the curriculum asks of a teacher, so that a program, a dataset or a stronger model can play the part.
+
+Every method takes a batch and answers in the same order; None stands for "no answer", which the caller counts and
+shows. Nothing a teacher says is believed: the Bridge and the critique builder verify it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from slmreason.records import Diagnosis, Problem, RolloutGroup
+
+
+class Teacher(ABC):
+    """A source of traces, rewrites, diagnoses and repairs."""
+
+    @abstractmethod
+    def solve(self, problems: Sequence[Problem]) -> list[str | None]:
+        """A raw trace of each problem, in the teacher's own manner."""
+
+    @abstractmethod
+    def rewrite(
+        self, problems: Sequence[Problem], raw_traces: Sequence[str], exemplars: Sequence[RolloutGroup]
+    ) -> list[str | None]:
+        """Each raw trace again, one operation a step, nothing skipped, in the student's format.
+
+        Args:
+            exemplars: groups with correct rollouts of the student itself, to show its style; may be empty.
+        """
+
+    @abstractmethod
+    def locate(self, problems: Sequence[Problem], attempts: Sequence[str]) -> list[Diagnosis | None]:
+        """The first wrong step of each failed attempt, and why it is wrong."""
+
+    @abstractmethod
+    def repair(
+        self, problems: Sequence[Problem], prefixes: Sequence[str], diagnoses: Sequence[Diagnosis]
+    ) -> list[str | None]:
+        """What must follow each correct prefix to reach the right answer."""
+
+    @abstractmethod
+    def new_trace(self, problems: Sequence[Problem]) -> list[str | None]:
+        """A complete fresh solution of each problem."""
