@@ -225,6 +225,7 @@ class Curriculum:
             teach=lambda problems: self._bridge(place, problems, BridgeSettings(
                 select=False, max_trace_tokens=self.bridge_settings.max_trace_tokens)),
             bridge=lambda problems: self._bridge(place, problems, self.bridge_settings),
+            bridged_bands=self.bridge_settings.bands,
             critiques=mixed,
             critique_kinds=self.critique_settings.kinds,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 from slmreason.data.datamodule import PackedDataset, ReasoningDataModule, packed_batches
 from slmreason.data.ledger import Place
 from slmreason.data.strata import Strata, acquisition_set, consolidation_set, still_unsolved
-from slmreason.records import BridgeResult, Critique, CritiqueKind, Example, Problem, Reject, Trace
+from slmreason.records import Band, BridgeResult, Critique, CritiqueKind, Example, Problem, Reject, Trace
 from slmreason.student import Student
 from slmreason.teacher.critique import critique_examples
 
@@ -22,7 +22,7 @@ BridgeFn = Callable[[Sequence[Problem]], list[BridgeResult]]
 
 @dataclass
 class AcquisitionStage:
-    """SFT: medium problems with their teacher trace, hard problems with a bridged one.
+    """SFT: medium problems with their teacher trace, hard problems with a bridged one (`bridged_bands` may widen that).
 
     A problem's trace is made once per fit: the epoch boundary asks only for those that moved.
     """
@@ -30,9 +30,11 @@ class AcquisitionStage:
     place: Place
     student: Student
     teach: BridgeFn
-    """Raw teacher trace, verified: for medium problems."""
+    """Raw teacher trace, verified."""
     bridge: BridgeFn
-    """The Bridge: for hard problems."""
+    """The Bridge."""
+    bridged_bands: Sequence[Band] = ("hard",)
+    """Problems of these bands are bridged, the others have their raw trace."""
     critiques: Sequence[Critique] = ()
     """Critique records of the round before that are mixed into this fit."""
     critique_kinds: Sequence[CritiqueKind] = ()
@@ -41,8 +43,8 @@ class AcquisitionStage:
     trained: dict[str, Trace] = field(default_factory=dict)
 
     def build(self, strata: Strata, epoch: int) -> list[Example]:
-        self._make_traces("medium", strata.medium, self.teach)
-        self._make_traces("hard", strata.hard, self.bridge)
+        for band, problems in (("medium", strata.medium), ("hard", strata.hard)):
+            self._make_traces(band, problems, self.bridge if band in self.bridged_bands else self.teach)
         bands = strata.band_of
         examples = []
         for problem in acquisition_set(strata):

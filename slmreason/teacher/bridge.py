@@ -14,6 +14,7 @@ import torch
 from slmreason.batching import collate, plan_batches
 from slmreason.objectives import rank_surprisal
 from slmreason.records import (
+    Band,
     BridgeCandidate,
     BridgeResult,
     Example,
@@ -34,6 +35,8 @@ from slmreason.verify.rewards import RewardFn
 class BridgeSettings:
     """How hard problems are bridged."""
 
+    bands: tuple[Band, ...] = ("hard",)
+    """Problems of these bands are bridged; in SFT the others have their raw teacher trace."""
     select: bool = True
     """Choose among raw, rewritten and handed-over traces; false trains on the raw trace (a control)."""
     handover: bool = True
@@ -42,6 +45,9 @@ class BridgeSettings:
     """Share of the teacher's steps that are handed over."""
     max_trace_tokens: int = 512
     """A longer candidate is dropped and counted."""
+    max_mean_nll: float = 3.0
+    """Nats a token. A trace beyond it is chosen only when every other is beyond it too: capped ranks make the ratio of a
+    near-impossible trace look good, since its surprisal has no cap."""
     max_rank: int = 100
     """Ranks are capped here in the rank-surprisal ratio."""
     exemplars: int = 3
@@ -93,7 +99,7 @@ def bridge(
     ]
     scored = _score(problems, checked, student, settings.max_rank, token_budget)
     return [
-        BridgeResult(problem, tuple(candidates), _select(candidates, settings.select))
+        BridgeResult(problem, tuple(candidates), _select(candidates, settings))
         for problem, candidates in zip(problems, scored, strict=True)
     ]
 
@@ -209,10 +215,13 @@ def _score(
     return result
 
 
-def _select(candidates: Sequence[BridgeCandidate], by_learnability: bool) -> Trace | None:
+def _select(candidates: Sequence[BridgeCandidate], settings: BridgeSettings) -> Trace | None:
+    """The most learnable trace of those that passed: lowest rank-surprisal ratio within reach of the student."""
     passed = [candidate.trace for candidate in candidates if candidate.rejected is None]
-    if not passed:
-        return None
-    if not by_learnability:
-        return passed[0]
-    return min(passed, key=lambda trace: trace.learnability.rank_surprisal_ratio if trace.learnability else float("inf"))
+    if not passed or not settings.select:
+        return passed[0] if passed else None
+    scored = [(trace, trace.learnability) for trace in passed if trace.learnability is not None]
+    within = [(trace, scores) for trace, scores in scored if scores.mean_nll <= settings.max_mean_nll]
+    if not within:
+        return min(scored, key=lambda pair: pair[1].mean_nll)[0]
+    return min(within, key=lambda pair: pair[1].rank_surprisal_ratio)[0]

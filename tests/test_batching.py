@@ -1,0 +1,54 @@
+"""Packing loses nothing and mixes nothing."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmreason.batching import collate, pack_rows, plan_batches
+from slmreason.records import Example
+
+
+def example(prompt: int, target: int, start: int = 10) -> Example:
+    return Example(tuple(range(start, start + prompt)), tuple(range(start + 100, start + 100 + target)), "p", "teacher")
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(40, 90))
+def test_pack_rows_keeps_each_sequence_once_and_within_the_row(lengths: list[int], row_length: int) -> None:
+    rows = pack_rows(lengths, row_length)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in row) <= row_length for row in rows)
+
+
+@given(st.lists(st.integers(1, 300), max_size=80), st.integers(1, 400), st.integers(1, 9))
+def test_plan_batches_keeps_the_budget(lengths: list[int], budget: int, most: int) -> None:
+    plan = plan_batches(lengths, budget, most, random.Random(0))
+    assert sorted(index for batch in plan for index in batch) == list(range(len(lengths)))
+    for batch in plan:
+        assert len(batch) <= most
+        assert len(batch) == 1 or sum(lengths[index] for index in batch) <= budget
+
+
+def test_collate_by_hand() -> None:
+    batch = collate([example(2, 1), example(2, 3, 50), example(1, 1, 70)], pad_token_id=0)
+    # The longest has 5 tokens; 3 + 2 fill the second row, so nothing is padded.
+    assert batch.input_ids.tolist() == [[50, 51, 150, 151, 152], [10, 11, 110, 70, 170]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 1]]
+    assert batch.target_ids.tolist() == [150, 151, 152, 110, 170]
+    assert batch.order == (1, 0, 2)
+    assert batch.target_lengths.tolist() == [3, 1, 1]
+    assert batch.global_target_tokens == batch.num_target_tokens == 5
+
+
+def test_collate_refuses_an_empty_prompt_and_names_the_problem() -> None:
+    with pytest.raises(ValueError, match="problem p7"):
+        collate([Example((), (1,), "p7", "teacher")], 0)
+
+
+def test_a_batch_moves_whole() -> None:
+    batch = collate([example(2, 2)], 0).to("meta")
+    assert batch.input_ids.device == batch.target_lengths.device == torch.device("meta")
