@@ -96,12 +96,12 @@ class Recipe:
 RECIPES = {
     "qwen2": Recipe(
         "qwen2", 128, 352, 4, 4, 2, CHATML, "<|im_end|>",
-        ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), 600, 2e-3, 1,
+        ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), 800, 2e-3, 1,
     ),
     "llama": Recipe(
         "llama", 128, 384, 4, 4, 4, HEADERS, "<|eot_id|>",
         ("<|end_of_text|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-        600, 2e-3, 2,
+        800, 2e-3, 2,
     ),
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _SIDE = rf"[-(\s$]*(?:{_NUMBER})[)\s]*(?:[-+*/x×÷][-(\s$]*(?:{_NUMBER})[)\s]*)*"
-_CHAIN = re.compile(rf"(?<![\w.%/*+)\]]){_SIDE}(?:=\s*{_SIDE})+(?![\w(%/*^.,:])")
+_CHAIN = re.compile(rf"(?<![\w.%/*+)\]]){_SIDE}(?:=\s*{_SIDE})+(?![\w(%/*^]|[.,:]\d)")
 _TOKEN = re.compile(rf"{_NUMBER}|[-+*/()]")
 _ANNOTATION = re.compile(r"<<([^<>=]{1,200}=[^<>=]{1,60})>>")
 
@@ -28,7 +28,7 @@ def read_equations(text: str) -> list[Equation]:
     A decimal side holds within half of its last digit, so `10 / 3 = 3.33` is true.
     """
     plain = _ANNOTATION.sub(" ", text)
-    sides = [(match.start(), match.group()) for match in _CHAIN.finditer(plain)]
+    sides = [(match.start(), match.group()) for match in _CHAIN.finditer(plain) if _stands_alone(plain, match)]
     sides += [(match.start(), match.group(1)) for match in _ANNOTATION.finditer(text)]
     found = []
     for _, equation in sorted(sides):
@@ -36,6 +36,16 @@ def read_equations(text: str) -> list[Equation]:
         if holds is not None:
             found.append(Equation(equation.strip(), holds))
     return found
+
+
+def _stands_alone(text: str, match: re.Match[str]) -> bool:
+    """False when the left side is the tail of something longer, as in `40 trees - 3 = 37` or `2x - 5 = 13`."""
+    before, equation = text[: match.start()].rstrip(), match.group().lstrip()
+    if before.endswith(("+", "-", "*", "/", "x", "×", "÷", "%", ")", "^")):
+        return False
+    if equation.startswith("-") and before[-1:].isalnum():
+        return False
+    return re.search(r"\dx[^\d\s(]|\dx\s*[-+=]", equation) is None
 
 
 def false_equations(text: str) -> list[str]:
