@@ -80,7 +80,9 @@ def pack_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     return rows
 
 
-def collate(examples: Sequence[Example], pad_token_id: int, global_target_tokens: int = 0, window: int = 1) -> PackedBatch:
+def collate(
+    examples: Sequence[Example], pad_token_id: int, global_target_tokens: int = 0, window: int = 1
+) -> PackedBatch:
     """Packs examples into rows as long as the longest of them.
 
     Args:

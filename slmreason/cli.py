@@ -1,4 +1,4 @@
-"""The command. `slmreason --help` answers without importing torch; each subcommand builds its parser when it is used."""
+"""The command. `slmreason --help` answers without importing torch; a subcommand builds its parser when used."""
 
 from __future__ import annotations
 

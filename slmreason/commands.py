@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from slmreason.curriculum import Curriculum, _device
 from slmreason.data.ledger import Ledger, Place
 from slmreason.data.recorded import read_recorded
 from slmreason.data.strata import Bands, Strata, stratify
-from slmreason.evaluate.benchmarks import evaluate, load_benchmarks, save_scores, scores_table
+from slmreason.evaluate.benchmarks import evaluate, load_benchmarks, save_scores
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
@@ -37,7 +36,9 @@ def run(command: str, args: Sequence[str]) -> int:
     _quiet()
     parser = build_parser(command, COMMANDS[command])
     if command == "stratify":
-        parser.add_argument("--recorded", type=str, default=None, help="JSONL of recorded rollouts in place of new ones.")
+        parser.add_argument(
+            "--recorded", type=str, default=None, help="JSONL of recorded rollouts in place of new ones."
+        )
         parser.add_argument("--out", type=str, default="strata.jsonl", help="Where each problem's band is written.")
     try:
         config = parse(parser, args)
@@ -183,5 +184,3 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*")
-
-

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -67,10 +67,10 @@ def build_parser(command: str, description: str) -> Parser:
     parser.add_class_arguments(BridgeSettings, "bridge")
     parser.add_class_arguments(CritiqueSettings, "critique")
     parser.add_subclass_arguments(RolloutEngine, "rollout", default={"class_path": "slmreason.rollout.hf.HFEngine"})
-    parser.add_subclass_arguments(
-        RewardFn, "reward", default={"class_path": "slmreason.verify.rewards.AnswerReward"}
+    parser.add_subclass_arguments(RewardFn, "reward", default={"class_path": "slmreason.verify.rewards.AnswerReward"})
+    parser.add_argument(
+        "--teacher", type=Teacher | None, default=None, help="Who gives traces, rewrites and critiques."
     )
-    parser.add_argument("--teacher", type=Teacher | None, default=None, help="Who gives traces, rewrites and critiques.")
     parser.add_argument(
         "--benchmarks", type=list[str], default=EMBEDDED_BENCHMARKS,
         help="Known names, NAME=FILE, files, hub names, or embedded:FAMILY/test?count=N.",
@@ -142,7 +142,9 @@ def fresh_trainer_config(config: Namespace) -> dict[str, Any]:
 def explain(message: str, known: Sequence[str]) -> str:
     """A parser's message with, for a key that does not exist, the nearest keys that do."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
-    match = re.search(r"[Kk]ey '?\"?([\w.]+)'?\"? is not expected|[Uu]nrecognized arguments?:? (?:--)?([\w.]+)", message)
+    match = re.search(
+        r"[Kk]ey '?\"?([\w.]+)'?\"? is not expected|[Uu]nrecognized arguments?:? (?:--)?([\w.]+)", message
+    )
     match = match or re.search(r"Option '([\w.]+)' is not accepted|Nested key not found: '?\"?([\w.]+)", message)
     if match is None:
         return message
@@ -151,7 +153,9 @@ def explain(message: str, known: Sequence[str]) -> str:
     group = key.rpartition(".")[0]
     siblings = [name for name in known if group and name.rpartition(".")[0] == group]
     hints = f"\ndid you mean: {', '.join(near)}?" if near else ""
-    return f"{message}{hints}" + (f"\nkeys of {group}: {', '.join(n[len(group) + 1 :] for n in siblings)}" if siblings else "")
+    return f"{message}{hints}" + (
+        f"\nkeys of {group}: {', '.join(n[len(group) + 1 :] for n in siblings)}" if siblings else ""
+    )
 
 
 def fail(error: Exception) -> int:

@@ -201,9 +201,7 @@ class Curriculum:
         else:
             callbacks.append(Reprobe(lambda epoch: self._reprobe(place, epoch)))
         # What is left must be measured now: building the set may have taken long.
-        trainer = build_trainer(
-            self.trainer_config, module, stage_dir, module.epochs, callbacks, self._time_left()
-        )
+        trainer = build_trainer(self.trainer_config, module, stage_dir, module.epochs, callbacks, self._time_left())
         trainer.fit(module, datamodule=self.data)
         self.student.to(self._device)
         self.student.eval()
@@ -344,9 +342,9 @@ class Curriculum:
             if isinstance(row, Problem):
                 rows.append(asdict(row))
             else:
-                decode = self.student.tokenizer.decode
+                text = self.student.tokenizer.decode
                 rows.append({"problem_id": row.problem_id, "origin": row.origin,
-                             "prompt": decode(list(row.prompt_ids)), "target": decode(list(row.target_ids))})  # fmt: skip
+                             "prompt": text(list(row.prompt_ids)), "target": text(list(row.target_ids))})  # fmt: skip
         write_records(stage_dir / f"set-epoch-{epoch}.jsonl", rows)
 
     def _write_after(self, stage_dir: Path, stage_set: StageSet) -> None:

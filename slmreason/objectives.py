@@ -55,7 +55,7 @@ def token_weights(
 
     | loss | weight of a token of completion i |
     |---|---|
-    | grpo, gspo | 1 / (sequences * length_i): mean over tokens, then over sequences (2402.03300 eq. 3; 2507.18071 eq. 5) |
+    | grpo, gspo | 1 / (sequences * length_i): mean over tokens, then sequences (2402.03300 eq. 3; 2507.18071 eq. 5) |
     | dapo | 1 / tokens: one mean over all tokens (2503.14476 eq. 8) |
     | dr_grpo | 1 / (sequences * max_completion_tokens): no length bias (2503.20783) |
 

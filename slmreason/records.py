@@ -44,7 +44,7 @@ def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     for name, nested in _NESTED.get(cls.__name__, {}).items():
         if isinstance(values.get(name), Mapping):
-            values[name] = from_json(nested, values[name])
+            values[name] = from_json(nested, data[name])
         elif isinstance(values.get(name), tuple):
             values[name] = tuple(from_json(nested, v) for v in values[name])
     return cls(**values)

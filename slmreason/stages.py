@@ -53,7 +53,9 @@ class AcquisitionStage:
                 continue
             self.trained[problem.id] = trace
             target = self.student.encode_target(trace.text)
-            examples.append(Example(self.student.encode_question(problem.question), target, problem.id, trace.provenance))
+            examples.append(
+                Example(self.student.encode_question(problem.question), target, problem.id, trace.provenance)
+            )
         for record in self.critiques:
             examples += critique_examples(record, self.student, self.critique_kinds)
         return examples

@@ -6,6 +6,7 @@ tokens alone: the hidden states of all other positions never reach the vocabular
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ class Student(nn.Module):
         if gradient_checkpointing:
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.lora = lora
-        self.network: PreTrainedModel = _with_adapters(network, lora) if lora else network
+        self.network: PreTrainedModel = _with_adapters(network, lora, gradient_checkpointing) if lora else network
         self.eos_ids = _eos_ids(network, self.tokenizer)
         self._reference: PreTrainedModel | None = None
         self.network.eval()
@@ -123,11 +124,6 @@ class Student(nn.Module):
         """Fills the ends of rows; never attended to, so any valid id serves a tokenizer without a pad token."""
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None else min(self.eos_ids)
-
-    @property
-    def target_eos_id(self) -> int:
-        """The token that ends every training target: the one with which the chat template closes a turn."""
-        return self._turn_end
 
     @property
     def max_length(self) -> int:
@@ -157,6 +153,7 @@ class Student(nn.Module):
 
     @property
     def _turn_end(self) -> int:
+        """The token that ends every training target: the tokenizer's end-of-sequence token."""
         eos = self.tokenizer.eos_token_id
         return int(eos) if eos is not None else min(self.eos_ids)
 
@@ -176,9 +173,9 @@ class Student(nn.Module):
         predicts = torch.zeros_like(batch.target_mask)
         predicts[:, :-1] = batch.target_mask[:, 1:]
         with _project_only(self.network.get_output_embeddings(), predicts):
-            logits = self.network(
-                input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-            ).logits[0]  # (N, vocab)
+            logits = self.network(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[
+                0
+            ]  # (N, vocab)
         logits = logits.float() / temperature
         targets = batch.target_ids
         log_z = logits.logsumexp(dim=-1)
@@ -218,8 +215,6 @@ class Student(nn.Module):
         """Keeps the present weights as the reference policy. With LoRA the base already is one: nothing is copied."""
         if self.lora is not None:
             return
-        import copy
-
         frozen = copy.deepcopy(self.network).requires_grad_(False).eval()
         # Outside nn.Module's registry: not trained, not sharded, not in checkpoints of the policy.
         object.__setattr__(self, "_reference", frozen)
@@ -244,8 +239,6 @@ class Student(nn.Module):
     @contextmanager
     def _merged(self) -> Iterator[Any]:
         """The base model with the adapters folded in, by a copy: the training weights are not touched."""
-        import copy
-
         yield copy.deepcopy(self.network).merge_and_unload()  # type: ignore[operator]
 
 
@@ -281,7 +274,7 @@ def _project_only(head: nn.Module, positions: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _with_adapters(network: PreTrainedModel, lora: Lora) -> Any:
+def _with_adapters(network: PreTrainedModel, lora: Lora, gradient_checkpointing: bool) -> Any:
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
@@ -291,7 +284,7 @@ def _with_adapters(network: PreTrainedModel, lora: Lora) -> Any:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    if getattr(network, "is_gradient_checkpointing", False):
+    if gradient_checkpointing:
         network.enable_input_require_grads()
     return get_peft_model(network, settings)
 
@@ -303,5 +296,7 @@ def _eos_ids(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
         if source is not None:
             found.update(source if isinstance(source, list) else [source])
     if not found:
-        raise ValueError("student.model: neither the tokenizer nor the generation config names an end-of-sequence token")
+        raise ValueError(
+            "student.model: neither the tokenizer nor the generation config names an end-of-sequence token"
+        )
     return frozenset(int(token) for token in found)

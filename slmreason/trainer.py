@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.callbacks.progress import ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.callbacks.timer import Timer
 from lightning.pytorch.loggers import CSVLogger, Logger
 
@@ -41,6 +40,8 @@ def build_trainer(
     config["use_distributed_sampler"] = False  # batches are planned for all ranks at once
     config["logger"] = _loggers(config.get("logger"), stage_dir)
     config["callbacks"] = _callbacks(config, callbacks, stage_dir)
+    if config.get("enable_model_summary") is None:
+        config["enable_model_summary"] = False  # the same student in every fit: say it only when asked
     config["log_every_n_steps"] = config.get("log_every_n_steps") or 1
     if isinstance(module, GRPOModule):
         # Lightning refuses both under manual optimisation; GRPO does them itself.

@@ -125,7 +125,9 @@ def test_every_recipe_parses(path: Path) -> None:
     assert fresh_trainer_config(config)["callbacks"]
 
 
-def test_recipes_are_found_by_name_only_when_no_such_file_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_are_found_by_name_only_when_no_such_file_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_recipe("quickstart") == str(RECIPES / "quickstart.yaml")
     assert find_recipe("configs/quickstart.yaml") == str(RECIPES / "quickstart.yaml")
@@ -146,7 +148,10 @@ def test_stratify_takes_recorded_rollouts(real_data: Path, tmp_path: Path, capsy
 
 def test_stratify_probes_the_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "strata.jsonl"
-    assert main(["stratify", "--config", "quickstart", "--data.limit=12", "--curriculum.probe.attempts=4", f"--out={out}"]) == 0
+    assert (
+        main(["stratify", "--config", "quickstart", "--data.limit=12", "--curriculum.probe.attempts=4", f"--out={out}"])
+        == 0
+    )
     assert len(out.read_text().splitlines()) == 12
     assert "mean rho" in capsys.readouterr().out
 

@@ -124,7 +124,14 @@ def test_gsm8k_and_math_answers_are_told_apart_by_themselves(tmp_path: Path, nam
 def test_rows_that_cannot_be_used_are_set_aside_with_file_and_line(tmp_path: Path) -> None:
     source = write_jsonl(
         tmp_path / "a.jsonl",
-        [{"question": "q", "answer": "1"}, "{broken", {"question": "", "answer": "1"}, {"question": "q"}, [1], {"question": "q", "answer": None}],
+        [
+            {"question": "q", "answer": "1"},
+            "{broken",
+            {"question": "", "answer": "1"},
+            {"question": "q"},
+            [1],
+            {"question": "q", "answer": None},
+        ],
     )
     loaded = load_problems(source)
     assert len(loaded.problems) == 1

@@ -56,7 +56,7 @@ def test_the_dial_of_chain_is_the_number_of_steps() -> None:
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_students_are_small_and_their_tokenizer_loses_nothing(name: str) -> None:
-    files = [path for path in (EMBEDDED / name).iterdir()]
+    files = list((EMBEDDED / name).iterdir())
     assert sum(path.stat().st_size for path in files) < 5_000_000
     student = Student(f"embedded:{name}")
     for text in ("12+7=19\nThe answer is \\boxed{19}.", "Ünïcode – 漢字 \t!", "def f(x): return x ** 2"):

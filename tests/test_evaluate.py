@@ -55,12 +55,19 @@ def test_settings_refuse_what_cannot_be_computed() -> None:
 
 
 def test_benchmarks_have_short_names() -> None:
-    assert [short_name(n) for n in ("embedded:chain/test?count=9", "svamp=a/b.jsonl", "x/y.jsonl.gz", "mawps")] == ["chain", "svamp", "y", "mawps"]
+    assert [short_name(n) for n in ("embedded:chain/test?count=9", "svamp=a/b.jsonl", "x/y.jsonl.gz", "mawps")] == [
+        "chain",
+        "svamp",
+        "y",
+        "mawps",
+    ]
     [benchmark] = load_benchmarks(["embedded:chain/test?count=9"], limit=4)
     assert (benchmark.name, len(benchmark.problems)) == ("chain", 4)
 
 
 def test_table_has_a_row_for_each_label() -> None:
-    table = scores_table("t", [("base", [Score("a", "pass@1", 0.5, 0.4, 0.6, 10)]), ("end", [Score("a", "pass@1", 1, 0.9, 1, 10)])])
+    table = scores_table(
+        "t", [("base", [Score("a", "pass@1", 0.5, 0.4, 0.6, 10)]), ("end", [Score("a", "pass@1", 1, 0.9, 1, 10)])]
+    )
     assert table.row_count == 2
     assert [column.header for column in table.columns][-1] == "mean"

@@ -66,7 +66,9 @@ def test_one_sft_step_equals_transformers_loss_and_plain_sgd(student: Student) -
         ids = torch.tensor([example.prompt_ids + example.target_ids])
         labels = torch.tensor([[-100] * len(example.prompt_ids) + list(example.target_ids)])
         student.network(input_ids=ids, labels=labels, num_items_in_batch=tokens).loss.backward()
-    theirs = [b - 0.1 * (p.grad if p.grad is not None else 0) for b, p in zip(before, student.parameters(), strict=True)]
+    theirs = [
+        b - 0.1 * (p.grad if p.grad is not None else 0) for b, p in zip(before, student.parameters(), strict=True)
+    ]
     for ours, expected in zip(weights_after_sft(32, 1), theirs, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
@@ -78,12 +80,14 @@ def test_a_batch_planned_for_another_accumulation_is_refused(student: Student) -
         L.Trainer(max_epochs=1, accumulate_grad_batches=2, **QUIET).fit(SFTModule(student), loader)
 
 
-# -- GRPO ---------------------------------------------------------------------------------------------------------------
+# -- GRPO --------------------------------------------------------------------------------------------------------
 
 
 def rollout(student: Student, problem: Problem, text: str, reward: float) -> Rollout:
     ids = student.encode_target(text)
-    return Rollout(student.encode_question(problem.question), ids, (-0.1,) * len(ids), text, reward, reward > 0.5, False, 0)
+    return Rollout(
+        student.encode_question(problem.question), ids, (-0.1,) * len(ids), text, reward, reward > 0.5, False, 0
+    )
 
 
 def made_groups(student: Student) -> list[RolloutGroup]:
@@ -207,14 +211,18 @@ def test_a_step_without_an_informative_group_changes_nothing(student: Student) -
     assert student.policy_version == 0
 
 
-@pytest.mark.parametrize(("options", "key"), [({"group_size": 1}, "grpo.group_size"), ({"temperature": 0.0}, "grpo.temperature")])
+@pytest.mark.parametrize(
+    ("options", "key"), [({"group_size": 1}, "grpo.group_size"), ({"temperature": 0.0}, "grpo.temperature")]
+)
 def test_options_out_of_range_are_named(student: Student, options: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         grpo(student, **options)
 
 
 @pytest.mark.parametrize(("decay", "last"), [("constant", 1.0), ("linear", 0.25), ("cosine", 0.5 * (1 + 2**-0.5 * -1))])
-def test_learning_rate_warms_up_and_decays_over_the_share_that_is_done(student: Student, decay: str, last: float) -> None:
+def test_learning_rate_warms_up_and_decays_over_the_share_that_is_done(
+    student: Student, decay: str, last: float
+) -> None:
     seen: list[float] = []
 
     class Spy(L.Callback):

@@ -37,7 +37,9 @@ def flat_inputs(seed: int = 0, spread: float = 0.4) -> tuple[torch.Tensor, torch
     return new, old, advantages, lengths
 
 
-def ours(kind: str, new: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def ours(
+    kind: str, new: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
     weights = token_weights(kind, lengths, len(LENGTHS), sum(LENGTHS), 7).double()  # type: ignore[arg-type]
     return policy_loss(new, old, advantages, weights, lengths, kind, 0.2, 0.28)[0]  # type: ignore[arg-type]
 

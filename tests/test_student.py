@@ -16,7 +16,7 @@ from slmreason.student import Lora, Student
 
 
 def examples_for(student: Student, count: int = 6) -> list[Example]:
-    problems = [p for d in (1, 3, 5) for p in make_problems("chain", "train", count // 3, (d,))]
+    problems = [p for d in (1, 2, 6) for p in make_problems("chain", "train", count // 3, (d,))]
     return [
         Example(student.encode_question(p.question), student.encode_target(f"Let me see.\n{p.answer}"), p.id, "teacher")
         for p in problems
@@ -59,7 +59,9 @@ def test_loss_is_the_same_packed_padded_or_alone(student: Student) -> None:
 def test_only_target_positions_reach_the_vocabulary_projection(student: Student) -> None:
     batch = collate(examples_for(student), student.pad_token_id)
     seen: list[int] = []
-    handle = student.network.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].numel()))
+    handle = student.network.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].numel())
+    )
     student.score(batch)
     handle.remove()
     hidden = student.network.config.hidden_size

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-import torch
 
 from slmreason.embedded.families import FAMILIES, make_problems, rebuild, write_solution
 from slmreason.records import Diagnosis, Problem, Rollout, RolloutGroup
@@ -42,7 +41,9 @@ def test_raw_traces_leap_and_digress_and_the_rewrite_does_not() -> None:
     raw = [text or "" for text in TEACHER.solve(problems)]
     rewritten = [text or "" for text in TEACHER.rewrite(problems, raw, [])]
     assert sum(" - " in text and " + " in text or text.count(" + ") > 1 for text in raw) > 10  # two operations a line
-    assert all(len(text.splitlines()) == len(rebuild(p.id).steps) + 1 for p, text in zip(problems, rewritten, strict=True))
+    assert all(
+        len(text.splitlines()) == len(rebuild(p.id).steps) + 1 for p, text in zip(problems, rewritten, strict=True)
+    )
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -98,7 +99,9 @@ def test_attempts_with_different_wrong_answers_are_picked_shortest_first() -> No
 
 def test_critique_makes_three_kinds_and_each_verifies(student: Student) -> None:
     problems = make_problems("chain", "train", 6, (3,))
-    records = critique([failed_group(p, [spoiled(p, 1)]) for p in problems], TEACHER, student, REWARD, CritiqueSettings())
+    records = critique(
+        [failed_group(p, [spoiled(p, 1)]) for p in problems], TEACHER, student, REWARD, CritiqueSettings()
+    )
     assert len(records) == 6
     for record in records:
         assert record.kinds == ("diagnosis", "repair", "new_trace")
@@ -123,7 +126,9 @@ class BadTeacher(ProceduralTeacher):
     def locate(self, problems: Sequence[Problem], attempts: Sequence[str]) -> list[Diagnosis | None]:
         return [self.diagnosis] * len(problems)
 
-    def repair(self, problems: Sequence[Problem], prefixes: Sequence[str], diagnoses: Sequence[Diagnosis]) -> list[str | None]:
+    def repair(
+        self, problems: Sequence[Problem], prefixes: Sequence[str], diagnoses: Sequence[Diagnosis]
+    ) -> list[str | None]:
         return [r"2+2=5 so \boxed{1}"] * len(problems)
 
 
@@ -140,7 +145,9 @@ def test_what_a_bad_teacher_says_is_refused_with_the_reason(
     student: Student, diagnosis: Diagnosis | None, reason: str
 ) -> None:
     [problem] = make_problems("chain", "train", 1, (3,))
-    [record] = critique([failed_group(problem, [spoiled(problem, 0)])], BadTeacher(diagnosis), student, REWARD, CritiqueSettings())
+    [record] = critique(
+        [failed_group(problem, [spoiled(problem, 0)])], BadTeacher(diagnosis), student, REWARD, CritiqueSettings()
+    )
     assert any(reason in fault for fault in record.rejected)
     assert "repair" not in record.kinds
     assert "new_trace" in record.kinds
@@ -202,12 +209,11 @@ def test_a_near_impossible_trace_is_the_last_resort(student: Student) -> None:
 
 
 def test_a_handover_that_is_not_verified_is_dropped_and_kept_with_its_reason(student: Student) -> None:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))  # a student that writes nonsense
-    rejected = [c for r in run_bridge(student, BridgeSettings(max_trace_tokens=400)) for c in r.candidates if c.rejected]
-    assert any(c.trace.provenance == "handover" for c in rejected)
+    candidates = [c for r in run_bridge(student, BridgeSettings(max_trace_tokens=400), 24) for c in r.candidates]
+    fallen = [c for c in candidates if c.rejected]
+    assert fallen
+    assert {c.trace.provenance for c in fallen} == {"handover"}
+    assert all("does not verify" in (c.rejected or "") or "false equation" in (c.rejected or "") for c in fallen)
 
 
 def test_scores_do_not_depend_on_packing(student: Student) -> None:

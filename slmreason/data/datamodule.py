@@ -27,13 +27,14 @@ log = logging.getLogger(__name__)
 class StageSet(Protocol):
     """Who is in the set of one fit, given the strata, and how its rows become batches."""
 
-    place: Place
+    @property
+    def place(self) -> Place: ...
 
     def build(self, strata: Strata, epoch: int) -> Sequence[Any]:
         """The rows of this epoch."""
         ...
 
-    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> list[Any]:
+    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> Sequence[Any]:
         """The rows as what the dataloader yields."""
         ...
 
@@ -159,8 +160,9 @@ class ReasoningDataModule(L.LightningDataModule):
         Raises:
             RuntimeError: the trainer was not told to ask again.
         """
-        assert self.trainer is not None and self._stage is not None
-        if self.trainer.reload_dataloaders_every_n_epochs != 1:
+        assert self.trainer is not None
+        assert self._stage is not None
+        if getattr(self.trainer, "reload_dataloaders_every_n_epochs", 0) != 1:
             raise RuntimeError("trainer.reload_dataloaders_every_n_epochs must be 1: each epoch has its own set")
         epoch = self.trainer.current_epoch
         self._restratify(epoch)

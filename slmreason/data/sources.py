@@ -81,11 +81,13 @@ class Loaded:
     rejects: tuple[Reject, ...]
 
 
-def load_problems(source: str, columns: Columns | None = None, split: str | None = None, limit: int | None = None) -> Loaded:
+def load_problems(
+    source: str, columns: Columns | None = None, split: str | None = None, limit: int | None = None
+) -> Loaded:
     """Reads a source.
 
     Args:
-        source: `embedded:FAMILY/SPLIT?count=N&difficulty=1,2`, a file (.jsonl, .json, .parquet, .gz), a name in `KNOWN`,
+        source: `embedded:FAMILY/SPLIT?count=N&difficulty=1,2`, a file (.jsonl, .json, .parquet, .gz), a `KNOWN` name,
             `NAME=FILE` for a known dataset in a local file, or any hub name.
         columns: overrides the known dataset's.
         split: overrides the known dataset's.

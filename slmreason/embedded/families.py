@@ -69,13 +69,7 @@ def problem_id(family: str, split: str, difficulty: int, index: int) -> str:
 def is_embedded_id(identifier: str) -> bool:
     """True when `rebuild` can give the solution program of this problem id."""
     parts = identifier.split("-")
-    return (
-        len(parts) == 4
-        and parts[0] in FAMILIES
-        and parts[1] in SPLITS
-        and parts[2].isdigit()
-        and parts[3].isdigit()
-    )
+    return len(parts) == 4 and parts[0] in FAMILIES and parts[1] in SPLITS and parts[2].isdigit() and parts[3].isdigit()
 
 
 def rebuild(identifier: str) -> Program:

@@ -135,7 +135,10 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     texts = [text for _ in range(4000) for text in next(stream)[1:]] + [VOCABULARY_TEXTS] * 400
     core.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token=recipe.turn_end, pad_token=recipe.special[0], clean_up_tokenization_spaces=False
+        tokenizer_object=core,
+        eos_token=recipe.turn_end,
+        pad_token=recipe.special[0],
+        clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = recipe.template
     return tokenizer

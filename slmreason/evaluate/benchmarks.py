@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from slmreason.data.sources import load_problems
@@ -69,7 +70,7 @@ class Score:
     problems: int
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        return f"{100 * self.value:.1f} [{100 * self.low:.0f}-{100 * self.high:.0f}]"
 
 
 def load_benchmarks(names: Sequence[str], limit: int | None) -> list[Benchmark]:
@@ -127,13 +128,13 @@ def evaluate(
 
 def scores_table(title: str, rows: Sequence[tuple[str, Sequence[Score]]], with_mean: bool = True) -> Table:
     """A table with a row for each (label, scores) and a column for each benchmark and metric."""
-    table = Table(title=title)
-    table.add_column("")
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
     first = next((scores for _, scores in rows if scores), [])
     one_metric = len({score.metric for score in first}) == 1
     for score in first:
         heading = score.benchmark if one_metric else f"{score.benchmark} {score.metric}"
-        table.add_column(f"{heading}\nn={score.problems}", justify="right")
+        table.add_column(f"{heading}\nn={score.problems}", justify="right", no_wrap=True)
     if with_mean and one_metric:
         table.add_column("mean", justify="right")
     for label, scores in rows:

@@ -60,7 +60,7 @@ class ShareOfProblems(Metric):
 
 
 class PassAtK(ShareOfProblems):
-    """Unbiased pass@k: `1 - C(n - c, k) / C(n, k)` with c of n rollouts right (Chen et al., arXiv 2107.03374, eq. 1)."""
+    """Unbiased pass@k: `1 - C(n - c, k) / C(n, k)` with c of n rollouts right (arXiv 2107.03374, eq. 1)."""
 
     def score(self, group: RolloutGroup) -> float:
         return pass_at_k(len(group.rollouts), group.num_correct, self.k)

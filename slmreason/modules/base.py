@@ -53,6 +53,12 @@ class StudentModule(L.LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch
 
+    def on_fit_start(self) -> None:
+        self.student.train()
+
+    def on_fit_end(self) -> None:
+        self.student.eval()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["policy_version"] = self.student.policy_version
 

@@ -132,11 +132,13 @@ class GRPOModule(StudentModule):
                 "GRPO re-stratifies from its own rollouts, but nothing records them: add "
                 "slmreason.callbacks.RecordRollouts to trainer.callbacks"
             )
+        super().on_fit_start()
         self.engine.sync(self.student)
         if self.kl > 0:
             self.student.freeze_reference()
 
     def on_fit_end(self) -> None:
+        super().on_fit_end()
         self.student.drop_reference()
 
     def training_step(self, batch: list[Problem], batch_idx: int) -> dict[str, Any]:

@@ -46,7 +46,9 @@ class SFTModule(StudentModule):
             f"{self.stage}/loss", loss.detach() * batch.global_target_tokens / tokens, prog_bar=True, batch_size=tokens,
             on_step=True, on_epoch=True,
         )  # fmt: skip
-        self.log(f"{self.stage}/target_tokens", float(tokens), reduce_fx="sum", batch_size=1, on_epoch=True, on_step=False)
+        self.log(
+            f"{self.stage}/target_tokens", float(tokens), reduce_fx="sum", batch_size=1, on_epoch=True, on_step=False
+        )
         # Lightning divides by the accumulated batches, data parallelism averages over ranks: undo both.
         return loss * accumulate * ranks
 

@@ -46,17 +46,15 @@ class BridgeSettings:
     max_trace_tokens: int = 512
     """A longer candidate is dropped and counted."""
     max_mean_nll: float = 3.0
-    """Nats a token. A trace beyond it is chosen only when every other is beyond it too: capped ranks make the ratio of a
-    near-impossible trace look good, since its surprisal has no cap."""
+    """Nats a token. A trace beyond it is chosen only when every other is beyond it too: ranks are capped and
+    surprisal is not, so the ratio alone would favour a near-impossible trace."""
     max_rank: int = 100
     """Ranks are capped here in the rank-surprisal ratio."""
     exemplars: int = 3
     """The student's own correct solutions that the teacher is shown as style."""
 
 
-def check_trace(
-    problem: Problem, text: str, num_tokens: int, max_tokens: int, reward: RewardFn
-) -> str | None:
+def check_trace(problem: Problem, text: str, num_tokens: int, max_tokens: int, reward: RewardFn) -> str | None:
     """None when a trace may be trained on, else the reason it may not."""
     if num_tokens > max_tokens:
         return f"too long: {num_tokens} tokens, the cap is {max_tokens}"

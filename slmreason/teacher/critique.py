@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from slmreason.records import Critique, CritiqueKind, Diagnosis, Example, Problem, RolloutGroup
 from slmreason.student import Student
@@ -46,7 +46,7 @@ def pick_attempts(group: RolloutGroup, limit: int) -> list[str]:
 
 
 def prefix_before(attempt: str, wrong_step: int) -> str | None:
-    """The attempt's own text before its `wrong_step`-th non-blank line, to the letter; None if there is no such line."""
+    """The attempt's own text before its `wrong_step`-th non-blank line, to the letter; None if there is none."""
     position, seen = 0, 0
     for line in attempt.splitlines(keepends=True):
         if line.strip():
@@ -82,7 +82,9 @@ def critique(
     )
     repairs = dict(zip(sound, answers, strict=True))
     return [
-        _assemble(problems[i], attempts[i], diagnoses[i], prefixes[i], repairs.get(i), traces[i], student, reward, settings)
+        _assemble(
+            problems[i], attempts[i], diagnoses[i], prefixes[i], repairs.get(i), traces[i], student, reward, settings
+        )
         for i in range(len(pairs))
     ]
 
@@ -156,17 +158,18 @@ def _render(kind: CritiqueKind, record: Critique, student: Student) -> tuple[tup
         "verdict": record.diagnosis.verdict,
     }
     if kind == "diagnosis":
-        return student.encode_prompt(_template("diagnosis").render(fields)), _template("diagnosis_target").render(fields)
+        return student.encode_prompt(_template("diagnosis").render(fields)), _template("diagnosis_target").render(
+            fields
+        )
     return student.encode_prompt(_template("repair").render(fields)), record.repair or ""
 
 
 @cache
 def _environment() -> Environment:
     # Plain text for a language model, not HTML: nothing is escaped.
-    return Environment(  # noqa: S701
-        loader=FileSystemLoader(Path(__file__).parent / "prompts"), undefined=StrictUndefined, autoescape=False
-    )
+    loader = FileSystemLoader(Path(__file__).parent / "prompts")
+    return Environment(loader=loader, undefined=StrictUndefined, autoescape=False)  # noqa: S701
 
 
-def _template(name: str):  # type: ignore[no-untyped-def]
+def _template(name: str) -> Template:
     return _environment().get_template(f"{name}.jinja")

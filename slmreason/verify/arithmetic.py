@@ -61,7 +61,9 @@ def equation_holds(equation: str) -> bool | None:
         return None
     return all(
         abs(left - right) <= max(_tolerance(a), _tolerance(b))  # type: ignore[operator]
-        for (a, left), (b, right) in zip(list(zip(sides, values, strict=True)), list(zip(sides, values, strict=True))[1:], strict=False)
+        for (a, left), (b, right) in zip(
+            list(zip(sides, values, strict=True)), list(zip(sides, values, strict=True))[1:], strict=False
+        )
     )
 
 

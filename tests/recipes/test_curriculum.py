@@ -91,7 +91,9 @@ def test_the_student_folder_loads_with_plain_transformers(small_run: tuple[Path,
         assert torch.equal(mine, theirs)
 
 
-def test_strata_change_at_an_epoch_boundary_and_the_set_with_them(small_run: tuple[Path, Curriculum, list[int]]) -> None:
+def test_strata_change_at_an_epoch_boundary_and_the_set_with_them(
+    small_run: tuple[Path, Curriculum, list[int]],
+) -> None:
     run_dir, *_ = small_run
     moved = 0
     for stage in ("sft", "grpo"):
@@ -122,7 +124,11 @@ def test_every_all_zero_group_is_in_the_next_critique_set_and_no_other(
     harvest = [(row["place"], from_json(RolloutGroup, row["group"])) for row in rows(run_dir / "harvest.jsonl")]
     checked = 0
     for number in (1, 2):
-        zero = [r for r in ledger if r["round"] == number and r["stage"] == "grpo" and r["successes"] == 0 and r["attempts"] == 4]
+        zero = [
+            r
+            for r in ledger
+            if r["round"] == number and r["stage"] == "grpo" and r["successes"] == 0 and r["attempts"] == 4
+        ]
         # The probe before GRPO is recorded under its name too, without an informative fit behind it.
         groups = [g for place, g in harvest if place["round"] == number]
         assert {g.problem.id for g in groups} <= {r["problem_id"] for r in zero}
@@ -141,7 +147,9 @@ def test_grpo_rollouts_and_harvest_agree_exactly(small_run: tuple[Path, Curricul
     """Of the groups that GRPO sampled for its steps, exactly the all-zero ones were harvested."""
     run_dir, *_ = small_run
     ledger = rows(run_dir / "ledger.jsonl")
-    harvested = {(r["place"]["round"], r["place"]["epoch"], r["group"]["problem"]["id"]) for r in rows(run_dir / "harvest.jsonl")}
+    harvested = {
+        (r["place"]["round"], r["place"]["epoch"], r["group"]["problem"]["id"]) for r in rows(run_dir / "harvest.jsonl")
+    }
     expected = set()
     for number in (1, 2):
         for epoch in (0, 1):
@@ -157,7 +165,13 @@ def test_metrics_show_what_a_user_looks_for(small_run: tuple[Path, Curriculum, l
     run_dir, *_ = small_run
     with open(stage_dirs(run_dir, "grpo")[0] / "metrics.csv") as file:
         columns = csv.DictReader(file).fieldnames or []
-    for name in ("grpo/reward_step", "grpo/informative_step", "grpo/all_zero_step", "grpo/entropy", "grpo/sampler_mismatch"):
+    for name in (
+        "grpo/reward_step",
+        "grpo/informative_step",
+        "grpo/all_zero_step",
+        "grpo/entropy",
+        "grpo/sampler_mismatch",
+    ):
         assert name in columns
     with open(stage_dirs(run_dir, "sft")[0] / "metrics.csv") as file:
         assert "sft/loss_step" in (csv.DictReader(file).fieldnames or [])
@@ -178,7 +192,9 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "ledger.jsonl").read_bytes() == (tmp_path / "b" / "ledger.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("extra", [["--student.lora.r=8", "--grpo.kl=0.01"], ["--grpo.loss=gspo", "--trainer.accumulate_grad_batches=2"]])
+@pytest.mark.parametrize(
+    "extra", [["--student.lora.r=8", "--grpo.kl=0.01"], ["--grpo.loss=gspo", "--trainer.accumulate_grad_batches=2"]]
+)
 def test_other_configurations_run_to_their_end(tmp_path: Path, extra: list[str]) -> None:
     options = [*SMALL, "--curriculum.rounds=1", "--data.train=embedded:chain/train?count=24", "--benchmarks=[]"]
     assert main(["fit", "--config", "quickstart", f"--run_dir={tmp_path / 'run'}", *options, *extra]) == 0

@@ -45,7 +45,9 @@ def test_sft_drives_32_examples_to_full_greedy_accuracy(student: Student) -> Non
     examples = []
     for problem in problems:
         text = write_solution([step.text for step in rebuild(problem.id).steps], problem.answer)
-        examples.append(Example(student.encode_question(problem.question), student.encode_target(text), problem.id, "teacher"))
+        examples.append(
+            Example(student.encode_question(problem.question), student.encode_target(text), problem.id, "teacher")
+        )
     assert accuracy(student, problems) < 0.8
     module = SFTModule(student, learning_rate=1e-3, epochs=40, warmup_steps=5)
     L.Trainer(max_epochs=40, gradient_clip_val=1.0, **QUIET).fit(module, loader_of(examples, student, 32))
