@@ -77,6 +77,8 @@ def build_parser(command: str, description: str) -> Parser:
     )  # fmt: skip
     parser.add_class_arguments(EvaluationSettings, "evaluation")
     parser.add_lightning_class_args(L.Trainer, "trainer")
+    for key in ("data.seed", "grpo.seed", "evaluation.seed"):
+        parser.link_arguments("seed_everything", key)
     parser.set_defaults({"student.model": "embedded:qwen2", "data.train": "embedded:chain/train?count=240"})
     return parser
 

@@ -55,8 +55,8 @@ class ProbeSettings:
     attempts: int = 8
     """Rollouts of each problem (METHOD's k)."""
     refresh: Literal["stale", "missing"] = "stale"
-    """Before SFT and GRPO, measure problems whose evidence is of an older student (`stale`), or only problems that were
-    never sampled (`missing`: cheaper on a large pool)."""
+    """What is measured before a stage. `stale`: before GRPO all evidence that is not of the student as it stands; before
+    SFT only what is older than the last GRPO fit, whose rollouts count for free. `missing`: problems never sampled."""
     epoch_share: float = 1.0
     """Share of the pool that is measured again at the end of each SFT epoch; 0 for none."""
 
@@ -133,7 +133,8 @@ class Curriculum:
         self._deadline: float | None = None
         self._accumulate = 1
         self._device = torch.device("cpu")
-        self._last_set: StageSet | None = None
+        self._last_grpo_began: int | None = None
+        """Policy version at which the newest GRPO fit began."""
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
@@ -198,6 +199,7 @@ class Curriculum:
         if place.stage == "grpo":
             ledger = self.data.ledger
             callbacks += [RecordRollouts(ledger, place), HarvestAllZeroGroups(ledger, place)]
+            self._last_grpo_began = self.student.policy_version
         else:
             callbacks.append(Reprobe(lambda epoch: self._reprobe(place, epoch)))
         # What is left must be measured now: building the set may have taken long.
@@ -267,12 +269,15 @@ class Curriculum:
 
     def _probe(self, place: Place) -> None:
         """Measures rho where the evidence is stale or missing."""
-        ledger, version = self.data.ledger, self.student.policy_version
-        stale = self.settings.probe.refresh == "stale"
+        ledger, oldest = self.data.ledger, self.student.policy_version
+        if self.settings.probe.refresh == "missing":
+            oldest = 0
+        elif place.stage == "sft" and self._last_grpo_began is not None:
+            oldest = self._last_grpo_began
 
         def wanted(problem: Problem) -> bool:
             difficulty = ledger.get(problem.id)
-            return difficulty is None or (stale and difficulty.policy_version != version)
+            return difficulty is None or difficulty.policy_version < oldest
 
         self._sample([p for p in self.data.problems if wanted(p)], place, f"round {place.round} probe")
 

@@ -128,8 +128,8 @@ def evaluate(
 
 def scores_table(title: str, rows: Sequence[tuple[str, Sequence[Score]]], with_mean: bool = True) -> Table:
     """A table with a row for each (label, scores) and a column for each benchmark and metric."""
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("")
     first = next((scores for _, scores in rows if scores), [])
     one_metric = len({score.metric for score in first}) == 1
     for score in first:

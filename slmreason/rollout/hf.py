@@ -162,7 +162,10 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tu
     else:
         if sampling.top_p < 1:
             log_probs = _nucleus(log_probs, sampling.top_p)
-        token = torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1)
+        # Inverse of the cumulative distribution: one random number a row. torch.multinomial draws one for each entry.
+        cumulative = log_probs.double().exp().cumsum(-1)
+        point = torch.rand((len(logits), 1), generator=generator, device=logits.device, dtype=torch.float64)
+        token = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True).squeeze(1)
     return token, log_probs.gather(1, token[:, None]).squeeze(1)
 
 
