@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from slmreason.callbacks.samples import printable
 from slmreason.cli import COMMANDS
 from slmreason.config import ConfigError, Parser, build_parser, fail, fresh_trainer_config, parse
-from slmreason.curriculum import Curriculum, _device
+from slmreason.curriculum import Curriculum
 from slmreason.data.ledger import Ledger, Place
 from slmreason.data.recorded import read_recorded
 from slmreason.data.strata import Bands, Strata, stratify
@@ -27,45 +29,60 @@ from slmreason.records import BAND_NAMES, RolloutGroup
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling, stable_seed
 from slmreason.runfolder import free_folder, write_records
+from slmreason.trainer import device_of
 
 log = logging.getLogger(__name__)
 
 
+Job = Callable[[], object]
+"""The long part of a command: what fails in it is not a mistake in the arguments, and shows its traceback."""
+
+
 def run(command: str, args: Sequence[str]) -> int:
-    """Parses the arguments of a command and runs it; mistakes of the user end with status 2 and no traceback."""
+    """Parses the arguments of a command and runs it.
+
+    Returns:
+        0, or 2 with one clear message when the arguments, the config or the data they name are wrong.
+    """
     _quiet()
     parser = build_parser(command, COMMANDS[command])
     if command == "stratify":
-        parser.add_argument(
-            "--recorded", type=str, default=None, help="JSONL of recorded rollouts in place of new ones."
-        )
-        parser.add_argument("--out", type=str, default="strata.jsonl", help="Where each problem's band is written.")
+        parser.add_argument("--recorded", type=str | None, default=None, help="JSONL of recorded rollouts to grade.")
+    if command != "fit":
+        parser.add_argument("--out", type=str, default=f"{command}.jsonl", help="Where the results are written.")
+    prepare = {"fit": prepare_fit, "test": prepare_test, "stratify": prepare_stratify}[command]
     try:
         config = parse(parser, args)
         L.seed_everything(config.seed_everything, verbose=False)
-        return {"fit": fit, "test": test, "stratify": stratify_command}[command](parser, config)
-    except (ConfigError, ValueError, FileNotFoundError) as error:
-        if isinstance(error, ValueError) and logging.getLogger("slmreason").isEnabledFor(logging.DEBUG):
-            raise
+        job = prepare(parser, config)
+    except (ConfigError, ValueError, FileNotFoundError, MisconfigurationException) as error:
         return fail(error)
+    job()
+    return 0
 
 
-def fit(parser: Parser, config: Namespace) -> int:
+def prepare_fit(parser: Parser, config: Namespace) -> Job:
     """The whole method."""
     made = _instantiate(parser, config)
-    run_dir = free_folder(Path(config.run_dir))
+    student, engine, reward = made.student, made.rollout, made.reward
+    sft = SFTModule(student, **vars(config.sft))
+    grpo = GRPOModule(student, engine, reward, **vars(config.grpo))
+    cft = CFTModule(student, **vars(config.cft))
     benchmarks = load_benchmarks(config.benchmarks, made.evaluation.limit)
+    made.data.load(lambda question: len(student.encode_question(question)))
+    fresh = lambda: fresh_trainer_config(config)  # noqa: E731
+    device_of(fresh())
+    run_dir = free_folder(Path(config.run_dir))
     run_dir.mkdir(parents=True, exist_ok=True)
     log.info("run folder: %s", run_dir)
     parser.save(config, str(run_dir / "config.yaml"), skip_none=False, overwrite=True)
-    student, engine, reward = made.student, made.rollout, made.reward
-    curriculum = Curriculum(
+    return Curriculum(
         settings=made.curriculum,
         student=student,
         data=made.data,
-        sft=SFTModule(student, **vars(config.sft)),
-        grpo=GRPOModule(student, engine, reward, **vars(config.grpo)),
-        cft=CFTModule(student, **vars(config.cft)),
+        sft=sft,
+        grpo=grpo,
+        cft=cft,
         engine=engine,
         reward=reward,
         teacher=made.teacher,
@@ -73,64 +90,66 @@ def fit(parser: Parser, config: Namespace) -> int:
         critique_settings=made.critique,
         benchmarks=benchmarks,
         evaluation=made.evaluation,
-        trainer_config=lambda: fresh_trainer_config(config),
+        trainer_config=fresh,
         run_dir=run_dir,
-    )
-    curriculum.run()
-    return 0
+    ).run
 
 
-def test(parser: Parser, config: Namespace) -> int:
+def prepare_test(parser: Parser, config: Namespace) -> Job:
     """pass@k and maj@k on the benchmarks."""
     made = _instantiate(parser, config)
-    student = made.student.to(_device(fresh_trainer_config(config)))
     benchmarks = load_benchmarks(config.benchmarks, made.evaluation.limit)
-    scores = evaluate(student, made.rollout, made.reward, benchmarks, made.evaluation)
-    table = Table(title=f"{config.student.model}: {made.evaluation.samples} samples a problem, 95 % interval")
-    metrics = list(dict.fromkeys(score.metric for score in scores))
-    for heading in ("benchmark", "problems", *metrics):
-        table.add_column(heading, justify="left" if heading == "benchmark" else "right")
-    for benchmark in benchmarks:
-        mine = {score.metric: score for score in scores if score.benchmark == benchmark.name}
-        table.add_row(benchmark.name, str(len(benchmark.problems)), *(str(mine[metric]) for metric in metrics))
-    Console().print(table)
-    run_dir = Path(config.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    save_scores(run_dir / "test.jsonl", config.student.model, scores)
-    log.info("scores: %s", run_dir / "test.jsonl")
-    return 0
+    student = made.student.to(device_of(fresh_trainer_config(config)))
+
+    def job() -> None:
+        scores = evaluate(student, made.rollout, made.reward, benchmarks, made.evaluation)
+        metrics = list(dict.fromkeys(score.metric for score in scores))
+        table = Table(title=f"{config.student.model}: {made.evaluation.samples} samples a problem, 95 % interval")
+        for heading in ("benchmark", "problems", *metrics):
+            table.add_column(heading, justify="left" if heading == "benchmark" else "right")
+        for benchmark in benchmarks:
+            mine = {score.metric: score for score in scores if score.benchmark == benchmark.name}
+            table.add_row(benchmark.name, str(len(benchmark.problems)), *(str(mine[metric]) for metric in metrics))
+        Console().print(table)
+        save_scores(Path(config.out), config.student.model, scores)
+        log.info("scores: %s", config.out)
+
+    return job
 
 
-def stratify_command(parser: Parser, config: Namespace) -> int:
+def prepare_stratify(parser: Parser, config: Namespace) -> Job:
     """Bands of a pool, from new rollouts of the student or from recorded ones."""
-    bands: Bands = parser.instantiate_classes(Namespace(data=config.data.clone())).data.bands
     if config.recorded is not None:
+        bands = Bands(**vars(config.data.bands))
         groups, disagreements, labelled = read_recorded(Path(config.recorded))
         log.info("%s: %d rollouts of %d problems", config.recorded, sum(len(g.rollouts) for g in groups), len(groups))
         if labelled:
             log.info("the verifier agrees with %d of %d recorded labels", labelled - len(disagreements), labelled)
             for row in disagreements[:10]:
-                log.warning("differs from its label: %s", row)
-    else:
-        groups = _probe(_instantiate(parser, config), config)
-    ledger = Ledger(None)
-    ledger.record(groups, Place(0, "probe"))
-    strata = stratify(ledger, [group.problem for group in groups], bands)
-    _write_strata(Path(config.out), groups, strata)
-    Console().print(strata_table(strata, ledger))
-    log.info("bands: %s", config.out)
-    return 0
+                log.warning("differs from its label: %s", printable(row))
+        return lambda: _show_strata(groups, bands, Path(config.out))
+    made = _instantiate(parser, config)
+    student = made.student.to(device_of(fresh_trainer_config(config)))
+    made.data.load(lambda question: len(student.encode_question(question)))
+    return lambda: _show_strata(_probe(made, config), made.data.bands, Path(config.out))
 
 
 def _probe(made: Namespace, config: Namespace) -> list[RolloutGroup]:
-    student = made.student.to(_device(fresh_trainer_config(config)))
-    made.data.load(lambda question: len(student.encode_question(question)), Ledger(None))
-    attempts = made.curriculum.probe.attempts
     grpo = config.grpo
     seed = stable_seed(grpo.seed, "probe", 0, "stratify", 0)
     sampling = Sampling(grpo.max_completion_tokens, grpo.temperature, grpo.top_p, seed)
-    made.rollout.sync(student)
-    return collect(student, made.rollout, made.reward, made.data.problems, attempts, sampling)
+    made.rollout.sync(made.student)
+    attempts = made.curriculum.probe.attempts
+    return collect(made.student, made.rollout, made.reward, made.data.problems, attempts, sampling)
+
+
+def _show_strata(groups: Sequence[RolloutGroup], bands: Bands, out: Path) -> None:
+    ledger = Ledger(None)
+    ledger.record(groups, Place(0, "probe"))
+    strata = stratify(ledger, [group.problem for group in groups], bands)
+    _write_strata(out, groups, strata)
+    Console().print(strata_table(strata, ledger))
+    log.info("bands: %s", out)
 
 
 def _write_strata(out: Path, groups: Sequence[RolloutGroup], strata: Strata) -> None:
@@ -181,6 +200,12 @@ def _quiet() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     # The planned batches are made in memory; workers would only add copies.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
-    warnings.filterwarnings("ignore", message=".*number of training batches.*")
+    for known in (
+        "does not have many workers",
+        "Checkpoint directory",
+        "number of training batches",
+        "Experiment logs directory",  # the stage's folder holds its set before the logger comes
+        "You have overridden `transfer_batch_to_device`",
+        "isinstance.treespec, LeafSpec",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{known}.*")

@@ -36,6 +36,10 @@ EMBEDDED_BENCHMARKS = [
 ]
 
 
+CLASS_KEYS: dict[str, type] = {"rollout": RolloutEngine, "teacher": Teacher, "reward": RewardFn}
+"""Keys whose value is a class with its arguments."""
+
+
 class ConfigError(Exception):
     """A mistake in the arguments or the configuration, in words for the user."""
 
@@ -44,15 +48,23 @@ class Parser(LightningArgumentParser):
     """Lightning's parser, whose errors say which key is wrong and what is accepted, without the wall of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(explain(str(message), self.known_keys())) from ex
+        text = explain(str(message), self.known_keys())
+        for key, base in CLASS_KEYS.items():
+            if f'"{key}"' in text and "dot import path" in text:
+                text += f"\nclasses for {key}: {', '.join(_subclasses(base))}, or the import path of your own"
+        raise ConfigError(text) from ex
 
     def known_keys(self) -> list[str]:
         return sorted({action.dest for action in self._actions if "." in action.dest or action.option_strings})
 
 
+def _subclasses(base: type) -> list[str]:
+    return sorted(cls.__name__ for cls in base.__subclasses__())
+
+
 def build_parser(command: str, description: str) -> Parser:
     """The parser of one command. All commands read the same config; some have options of their own besides."""
-    parser = Parser(prog=f"slmreason {command}", description=description)
+    parser = Parser(prog=f"slmreason {command}", description=description, allow_abbrev=False)
     parser.add_argument(
         "-c", "--config", action=ActionConfigFile, help="A recipe's name or a YAML file; several are stacked in order."
     )
@@ -144,13 +156,16 @@ def fresh_trainer_config(config: Namespace) -> dict[str, Any]:
 def explain(message: str, known: Sequence[str]) -> str:
     """A parser's message with, for a key that does not exist, the nearest keys that do."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
+    in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     match = re.search(
-        r"[Kk]ey '?\"?([\w.]+)'?\"? is not expected|[Uu]nrecognized arguments?:? (?:--)?([\w.]+)", message
+        r"[Uu]nrecognized arguments?:? (?:--)?([\w.]+)|[Kk]ey ['\"]?([\w.]+)['\"]? is not expected", message
     )
-    match = match or re.search(r"Option '([\w.]+)' is not accepted|Nested key not found: '?\"?([\w.]+)", message)
-    if match is None:
+    if in_group:
+        key = f"{in_group.group(1)}.{in_group.group(2)}"
+    elif match:
+        key = match.group(1) or match.group(2)
+    else:
         return message
-    key = next(group for group in match.groups() if group)
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     group = key.rpartition(".")[0]
     siblings = [name for name in known if group and name.rpartition(".")[0] == group]

@@ -16,7 +16,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
@@ -41,7 +40,7 @@ from slmreason.student import Student
 from slmreason.teacher.bridge import BridgeSettings, bridge
 from slmreason.teacher.critique import CritiqueSettings, critique
 from slmreason.teacher.teacher import Teacher
-from slmreason.trainer import FreshConfig, build_trainer, run_time
+from slmreason.trainer import FreshConfig, build_trainer, device_of, run_time
 from slmreason.verify.rewards import RewardFn
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class ProbeSettings:
     attempts: int = 8
     """Rollouts of each problem (METHOD's k)."""
     refresh: Literal["stale", "missing"] = "stale"
-    """What is measured before a stage. `stale`: before GRPO all evidence that is not of the student as it stands; before
+    """What is measured before a stage. `stale`: before GRPO what is not evidence of the student as it stands, before
     SFT only what is older than the last GRPO fit, whose rollouts count for free. `missing`: problems never sampled."""
     epoch_share: float = 1.0
     """Share of the pool that is measured again at the end of each SFT epoch; 0 for none."""
@@ -161,9 +160,9 @@ class Curriculum:
         config = self.trainer_config()
         self._accumulate = config.get("accumulate_grad_batches") or 1
         self.grpo.token_budget = self.data.token_budget
-        self._device = _device(config)
+        self._device = device_of(config)
         self.student.to(self._device)
-        self.data.load(lambda question: len(self.student.encode_question(question)), Ledger(self.run_dir))
+        self.data.ledger = Ledger(self.run_dir)
         write_records(self.run_dir / "rejects.jsonl", self._all_rejects())
         log.info("pool: %d problems from %s, %d set aside", len(self.data.problems), self.data.train,
                  len(self.data.rejects))  # fmt: skip
@@ -383,10 +382,3 @@ class Curriculum:
 
 def label_of(place: Place) -> str:
     return "base" if place.stage == "base" else f"round {place.round} {place.stage}"
-
-
-def _device(config: dict[str, Any]) -> torch.device:
-    """The device on which a Trainer of this configuration puts the student."""
-    kept = {key: config[key] for key in ("accelerator", "devices") if config.get(key) is not None}
-    trainer = L.Trainer(**kept, logger=False, enable_checkpointing=False, enable_progress_bar=False, barebones=False)
-    return torch.device(trainer.strategy.root_device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.callbacks.timer import Timer
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -74,3 +75,10 @@ def _callbacks(config: dict[str, Any], ours: Sequence[Callback], stage_dir: Path
         mine.append(ModelCheckpoint(dirpath=stage_dir / "checkpoints", filename="{epoch}-{step}"))
     # Ours first: evidence must be in the ledger before a user's callback looks at it.
     return [*mine, *theirs]
+
+
+def device_of(config: dict[str, Any]) -> torch.device:
+    """The device on which a Trainer of this configuration puts the student."""
+    kept = {key: config[key] for key in ("accelerator", "devices") if config.get(key) is not None}
+    trainer = L.Trainer(**kept, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    return torch.device(trainer.strategy.root_device)

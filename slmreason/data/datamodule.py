@@ -116,12 +116,11 @@ class ReasoningDataModule(L.LightningDataModule):
 
     # -- the pool ---------------------------------------------------------------------------------------------------
 
-    def load(self, prompt_length: Any, ledger: Ledger) -> None:
+    def load(self, prompt_length: Callable[[str], int]) -> None:
         """Reads the pool.
 
         Args:
             prompt_length: question -> number of prompt tokens under the student's template.
-            ledger: where the evidence is and goes.
 
         Raises:
             ValueError: the source is unreadable, or every problem of it was set aside.
@@ -137,7 +136,7 @@ class ReasoningDataModule(L.LightningDataModule):
                 kept.append(problem)
         if not kept:
             raise ValueError(f"data.train: {self.train}: every problem was set aside, e.g. {rejects[0].reason}")
-        self.problems, self.rejects, self.ledger = tuple(kept), tuple(rejects), ledger
+        self.problems, self.rejects = tuple(kept), tuple(rejects)
 
     # -- one fit ----------------------------------------------------------------------------------------------------
 
