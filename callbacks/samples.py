@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -56,8 +56,9 @@ class SampleCompletions(Callback):
                     "truncated": rollout.truncated,
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        if self.show and Console().is_terminal:
-            Console().print(self.table(picked[:2]))
+        console = live_console(trainer)
+        if self.show and console.is_terminal:
+            console.print(self.table(picked[:2]))
 
     def table(self, picked: list[tuple[RolloutGroup, Rollout]]) -> Table:
         """The completions as a table. Model text is shown as plain text: no markup, no control characters."""
@@ -68,6 +69,13 @@ class SampleCompletions(Callback):
             texts = (group.problem.question, group.problem.answer, rollout.text, f"{rollout.reward:g}")
             table.add_row(*(Text(printable(text[: self.max_chars])) for text in texts))
         return table
+
+
+def live_console(trainer: L.Trainer) -> Console:
+    """The console of the progress bar that is running, so that a table goes above the bar, not through it."""
+    bar = trainer.progress_bar_callback
+    progress = bar.progress if isinstance(bar, RichProgressBar) else None
+    return progress.console if progress is not None else Console()
 
 
 def best_and_worst(group: RolloutGroup) -> list[Rollout]:

@@ -59,7 +59,8 @@ class Parser(LightningArgumentParser):
 
 
 def _subclasses(base: type) -> list[str]:
-    return sorted(cls.__name__ for cls in base.__subclasses__())
+    found: list[type] = base.__subclasses__()
+    return sorted(cls.__name__ for cls in found)
 
 
 def build_parser(command: str, description: str) -> Parser:

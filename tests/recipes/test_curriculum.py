@@ -22,6 +22,7 @@ SMALL = [
     "--data.train=embedded:chain/train?count=48",
     "--grpo.prompts_per_step=8",
     "--curriculum.probe.attempts=4",
+    "--curriculum.probe.epoch_share=1",
     "--grpo.group_size=4",
     "--sft.epochs=2",
     "--grpo.epochs=2",
