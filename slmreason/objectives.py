@@ -66,12 +66,13 @@ def token_weights(
         [N] float32 where N = completion_lengths.sum(), in the order of the completions.
     """
     if loss == "dapo":
-        per_sequence = torch.full(completion_lengths.shape, 1.0 / global_tokens)
+        per_sequence = torch.full_like(completion_lengths, 1.0 / global_tokens, dtype=torch.float32)
     elif loss == "dr_grpo":
-        per_sequence = torch.full(completion_lengths.shape, 1.0 / (global_sequences * max_completion_tokens))
+        share = 1.0 / (global_sequences * max_completion_tokens)
+        per_sequence = torch.full_like(completion_lengths, share, dtype=torch.float32)
     else:
         per_sequence = 1.0 / (global_sequences * completion_lengths.to(torch.float32))
-    return per_sequence.to(completion_lengths.device).repeat_interleave(completion_lengths)
+    return per_sequence.repeat_interleave(completion_lengths)
 
 
 def log_ratio_per_sequence(log_ratio: Tensor, completion_lengths: Tensor) -> Tensor:

@@ -78,7 +78,17 @@ def _callbacks(config: dict[str, Any], ours: Sequence[Callback], stage_dir: Path
 
 
 def device_of(config: dict[str, Any]) -> torch.device:
-    """The device on which a Trainer of this configuration puts the student."""
-    kept = {key: config[key] for key in ("accelerator", "devices") if config.get(key) is not None}
+    """The device on which a Trainer of this configuration puts the student.
+
+    Raises:
+        ValueError: the configuration asks for more than one process, which the curriculum cannot do yet: each would
+            sample and record the same problems.
+    """
+    kept = {key: config[key] for key in ("accelerator", "devices", "num_nodes") if config.get(key) is not None}
     trainer = L.Trainer(**kept, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"trainer.devices and trainer.num_nodes give {trainer.world_size} processes, but so far a run is one: "
+            "add --trainer.devices 1"
+        )
     return torch.device(trainer.strategy.root_device)

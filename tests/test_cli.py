@@ -62,6 +62,7 @@ def test_each_fit_gets_callbacks_and_loggers_of_its_own(tmp_path: Path) -> None:
         (["--data.train=embedded:nothing/train"], ["embedded:nothing/train", "chain"]),
         (["--data.review_share=2"], ["data.review_share"]),
         (["--grpo.temperature=0"], ["grpo.temperature"]),
+        (["--trainer.accelerator=cpu", "--trainer.devices=2"], ["trainer.devices", "2 processes"]),
         (["--student.model=embedded:gpt"], ["student.model", "embedded:qwen2"]),
         (["--curriculum.stages=[sft,ppo]"], ["curriculum.stages", "grpo"]),
         (["--benchmarks=[embedded:chain/test,embedded:chain/train]"], ["benchmarks", "chain"]),

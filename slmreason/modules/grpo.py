@@ -146,7 +146,7 @@ class GRPOModule(StudentModule):
         groups = collect(self.student, self.engine, self.reward, batch, self.group_size, sampling)
         self._log_rollouts(groups)
         batches = self.policy_batches(groups)
-        total = torch.zeros((), device=self.device)
+        total = _float32(0.0, self.device)
         for _ in range(self.updates_per_batch if batches else 0):
             total = self._update(batches)
         if batches:
@@ -162,7 +162,7 @@ class GRPOModule(StudentModule):
         for group in groups:
             if not group.informative:
                 continue
-            rewards = torch.tensor([[rollout.reward for rollout in group.rollouts]])
+            rewards = _float32([[rollout.reward for rollout in group.rollouts]])
             advantages = group_advantages(rewards, self.advantage_scale)[0].tolist()
             pairs += [
                 (rollout, advantage)
@@ -183,16 +183,16 @@ class GRPOModule(StudentModule):
         lengths = packed.target_lengths
         return PolicyBatch(
             packed,
-            torch.tensor([advantage for _, advantage in in_order], device=self.device).repeat_interleave(lengths),
+            _float32([advantage for _, advantage in in_order], self.device).repeat_interleave(lengths),
             token_weights(self.loss, lengths, sequences, tokens, self.max_completion_tokens),
-            torch.tensor([p for rollout, _ in in_order for p in rollout.sampler_log_probs], device=self.device),
+            _float32([p for rollout, _ in in_order for p in rollout.sampler_log_probs], self.device),
         )
 
     def _update(self, batches: list[PolicyBatch]) -> Tensor:
         """One optimizer step on all micro-batches of a step."""
         optimizer = self.optimizers()
         optimizer.zero_grad()  # type: ignore[union-attr]
-        total = torch.zeros((), device=self.device)
+        total = _float32(0.0, self.device)
         sums: dict[str, float] = {}
         for batch in batches:
             loss, metrics = self.policy_step(batch)
@@ -246,3 +246,8 @@ class GRPOModule(StudentModule):
         }
         for name, (value, show) in shares.items():
             self.log(f"grpo/{name}", value, prog_bar=show, batch_size=count, on_step=True, on_epoch=True)
+
+
+def _float32(values: Any, device: torch.device | None = None) -> Tensor:
+    """A float32 tensor whatever the default dtype is: Lightning's `bf16-true` makes that bfloat16 within a step."""
+    return torch.tensor(values, dtype=torch.float32, device=device)

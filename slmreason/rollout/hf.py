@@ -117,7 +117,7 @@ def decode(
 
     num_rows = len(prompts) * copies
     tokens = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.int64, device=device)
-    log_probs = torch.zeros((num_rows, sampling.max_new_tokens), device=device)
+    log_probs = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.float32, device=device)
     lengths = torch.full((num_rows,), sampling.max_new_tokens, device=device)
     stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
     alive = torch.arange(num_rows, device=device)
@@ -163,8 +163,9 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tu
         if sampling.top_p < 1:
             log_probs = _nucleus(log_probs, sampling.top_p)
         # Inverse of the cumulative distribution: one random number a row. torch.multinomial draws one for each entry.
-        cumulative = log_probs.double().exp().cumsum(-1)
-        point = torch.rand((len(logits), 1), generator=generator, device=logits.device, dtype=torch.float64)
+        exact = torch.float32 if logits.device.type == "mps" else torch.float64
+        cumulative = log_probs.to(exact).exp().cumsum(-1)
+        point = torch.rand((len(logits), 1), generator=generator, device=logits.device, dtype=exact)
         token = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True).squeeze(1)
     return token, log_probs.gather(1, token[:, None]).squeeze(1)
 
