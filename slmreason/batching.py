@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from slmreason.records import Example
+from slmreason.records import Example, Problem
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's precision plugins rebuild a batch field by field
 class PackedBatch:
     """A micro-batch of `S` sequences in `R` rows of `L` tokens, with `N` target tokens in all."""
 
@@ -58,6 +58,13 @@ class PackedBatch:
             for name in ("input_ids", "position_ids", "target_mask", "target_lengths")
         }
         return replace(self, **pinned)
+
+
+class PromptBatch:
+    """The problems of one GRPO step. A class of its own, since Lightning's precision plugins take apart any list."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
 
 
 def pack_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from slmreason.batching import PromptBatch
 from slmreason.data.datamodule import PackedDataset, ReasoningDataModule, packed_batches
 from slmreason.data.ledger import Place
 from slmreason.data.strata import Strata, acquisition_set, consolidation_set, still_unsolved
@@ -95,13 +96,11 @@ class ConsolidationStage:
         rng = self.seed_source.rng("review", self.place.round, epoch)
         return list(consolidation_set(strata, self.review_share, rng))
 
-    def batches(
-        self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int
-    ) -> list[list[Problem]]:
+    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> list[PromptBatch]:
         order = list(rows)
         data.rng("shuffle", self.place.round, self.place.stage, epoch).shuffle(order)
         size = self.prompts_per_step
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        return [PromptBatch(order[start : start + size]) for start in range(0, len(order), size)]
 
 
 @dataclass

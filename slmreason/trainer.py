@@ -84,7 +84,11 @@ def device_of(config: dict[str, Any]) -> torch.device:
         ValueError: the configuration asks for more than one process, which the curriculum cannot do yet: each would
             sample and record the same problems.
     """
-    kept = {key: config[key] for key in ("accelerator", "devices", "num_nodes") if config.get(key) is not None}
+    kept = {
+        key: config[key]
+        for key in ("accelerator", "devices", "num_nodes", "strategy", "precision")
+        if config.get(key) is not None
+    }
     trainer = L.Trainer(**kept, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     if trainer.world_size > 1:
         raise ValueError(

@@ -63,6 +63,7 @@ def test_each_fit_gets_callbacks_and_loggers_of_its_own(tmp_path: Path) -> None:
         (["--data.review_share=2"], ["data.review_share"]),
         (["--grpo.temperature=0"], ["grpo.temperature"]),
         (["--trainer.accelerator=cpu", "--trainer.devices=2"], ["trainer.devices", "2 processes"]),
+        (["--trainer.accelerator=cpu", "--trainer.strategy=fsdp"], ["fsdp", "requires a GPU"]),
         (["--student.model=embedded:gpt"], ["student.model", "embedded:qwen2"]),
         (["--curriculum.stages=[sft,ppo]"], ["curriculum.stages", "grpo"]),
         (["--benchmarks=[embedded:chain/test,embedded:chain/train]"], ["benchmarks", "chain"]),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from slmreason.batching import plan_batches
+from slmreason.batching import PromptBatch, plan_batches
 from slmreason.callbacks import HarvestAllZeroGroups, RecordRollouts
 from slmreason.data.datamodule import PackedDataset
 from slmreason.data.ledger import Ledger, Place
@@ -177,7 +177,7 @@ class Prompts(L.LightningDataModule):
         self.batches = batches
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
+        return DataLoader([PromptBatch(batch) for batch in self.batches], batch_size=None)  # type: ignore[arg-type]
 
 
 def test_every_rollout_reaches_the_ledger_and_all_zero_groups_the_harvest(student: Student, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Score:
     problems: int
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.1f} [{100 * self.low:.0f}-{100 * self.high:.0f}]"
+        return f"{100 * self.value:.1f} {100 * self.low:.0f}-{100 * self.high:.0f}"
 
 
 def load_benchmarks(names: Sequence[str], limit: int | None) -> list[Benchmark]:
@@ -129,7 +129,7 @@ def evaluate(
 def scores_table(title: str, rows: Sequence[tuple[str, Sequence[Score]]], with_mean: bool = True) -> Table:
     """A table with a row for each (label, scores) and a column for each benchmark and metric."""
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     first = next((scores for _, scores in rows if scores), [])
     one_metric = len({score.metric for score in first}) == 1
     for score in first:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slmreason.batching import PackedBatch, collate, plan_batches
+from slmreason.batching import PackedBatch, PromptBatch, collate, plan_batches
 from slmreason.modules.base import Decay, StudentModule
 from slmreason.objectives import (
     AdvantageScale,
@@ -26,7 +26,7 @@ from slmreason.objectives import (
     token_weights,
     truncated_importance,
 )
-from slmreason.records import Example, Problem, Rollout, RolloutGroup
+from slmreason.records import Example, Rollout, RolloutGroup
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, Sampling, stable_seed
 from slmreason.student import Student
@@ -141,9 +141,9 @@ class GRPOModule(StudentModule):
         super().on_fit_end()
         self.student.drop_reference()
 
-    def training_step(self, batch: list[Problem], batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         sampling = self.sampling("grpo", self.student.policy_version, self.trainer.current_epoch, batch_idx)
-        groups = collect(self.student, self.engine, self.reward, batch, self.group_size, sampling)
+        groups = collect(self.student, self.engine, self.reward, batch.problems, self.group_size, sampling)
         self._log_rollouts(groups)
         batches = self.policy_batches(groups)
         total = _float32(0.0, self.device)
@@ -206,8 +206,7 @@ class GRPOModule(StudentModule):
         optimizer.step()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
         tokens = sum(batch.packed.num_target_tokens for batch in batches)
-        self.log("grpo/loss", total, prog_bar=False)
-        self.log_dict({f"grpo/{name}": value / tokens for name, value in sums.items()})
+        self.log_dict({"grpo/loss": total, **{f"grpo/{n}": v / tokens for n, v in sums.items()}}, batch_size=tokens)
         return total
 
     def policy_step(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, float]]:

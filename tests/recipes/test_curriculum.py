@@ -194,7 +194,12 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", [["--student.lora.r=8", "--grpo.kl=0.01"], ["--grpo.loss=gspo", "--trainer.accumulate_grad_batches=2"]]
+    "extra",
+    [
+        ["--student.lora.r=8", "--grpo.kl=0.01"],
+        ["--grpo.loss=gspo", "--trainer.accumulate_grad_batches=2"],
+        ["--trainer.precision=bf16-true", "--grpo.loss=dapo"],
+    ],
 )
 def test_other_configurations_run_to_their_end(tmp_path: Path, extra: list[str]) -> None:
     options = [*SMALL, "--curriculum.rounds=1", "--data.train=embedded:chain/train?count=24", "--benchmarks=[]"]
