@@ -6,7 +6,6 @@ harvested, CFT on what became of them. One student goes through all of it.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import time
@@ -29,13 +28,13 @@ from slmreason.callbacks import HarvestAllZeroGroups, RecordRollouts, Reprobe, S
 from slmreason.data.datamodule import ReasoningDataModule, StageSet
 from slmreason.data.ledger import Ledger, Place
 from slmreason.data.strata import stratify
-from slmreason.distributed import broadcast, is_first, world_size
+from slmreason.distributed import first_only, is_first
 from slmreason.evaluate.benchmarks import Benchmark, EvaluationSettings, Score, evaluate, save_scores, scores_table
 from slmreason.modules.base import StudentModule
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
-from slmreason.records import BridgeResult, Critique, Exemplar, Problem, Reject, RolloutGroup, Trace
+from slmreason.records import BridgeResult, Critique, Problem, Reject, RolloutGroup, Trace
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, Sampling, stable_seed
 from slmreason.runfolder import write_records, write_text
@@ -124,8 +123,7 @@ class Curriculum:
         self.modules: dict[str, StudentModule] = {"sft": sft, "grpo": grpo, "cft": cft}
         self.grpo, self.engine, self.reward = grpo, engine, reward
         self._has_teacher = teacher is not None
-        chosen = teacher or TraceTeacher()
-        self.teacher = FirstProcessTeacher(chosen) if world_size() > 1 else chosen
+        self.teacher = FirstProcessTeacher(teacher or TraceTeacher())
         self.bridge_settings, self.critique_settings = bridge_settings, critique_settings
         self.benchmarks, self.evaluation = benchmarks, evaluation
         self.trainer_config, self.run_dir, self.seed = trainer_config, run_dir, seed
@@ -185,6 +183,8 @@ class Curriculum:
         if boundary.reports:
             log.info("going on after %s", label_of(boundary.reports[-1].place))
         self.reports, self.critiques = boundary.reports, boundary.critiques
+        if any(report.place.stage == "cft" for report in boundary.reports):
+            self._given_critiques = []  # an earlier CFT had them
         self._last_grpo_began, self.data.band_of = boundary.last_grpo_began, boundary.bands
         self._began = time.monotonic() - boundary.elapsed
         budget = run_time(self.trainer_config)
@@ -284,23 +284,16 @@ class Curriculum:
         problems = [problem for problem in problems if problem.id not in given_traces]
         seed = stable_seed(self.grpo.seed, "handover", place.round, self.student.policy_version)
         sampling = Sampling(min(settings.max_trace_tokens, self.grpo.max_completion_tokens), 0.0, 1.0, seed)
-        self.engine.sync(self.student)
+        exemplars = self.data.ledger.exemplars(self.data.problems, self.data.band_of)
         return results + bridge(
             problems, self.student, self.engine, self.teacher, self.reward, settings, sampling,
-            self._exemplars(), self._more_traces(problems), self.data.token_budget,
+            exemplars, self._more_traces(problems), self.data.token_budget,
         )  # fmt: skip
-
-    def _exemplars(self) -> list[Exemplar]:
-        """The student's own right solutions of medium problems, else of any."""
-        ledger, band_of = self.data.ledger, self.data.band_of
-        order = sorted(self.data.problems, key=lambda problem: band_of.get(problem.id) != "medium")
-        found = (Exemplar(problem, text) for problem in order if (text := ledger.solution(problem.id)))
-        return list(itertools.islice(found, self.bridge_settings.exemplars))
 
     def _more_traces(self, problems: Sequence[Problem]) -> list[Trace]:
         """The new traces of the critique round before, and what the student itself wrote right."""
-        own = [Trace(p.id, text, "self") for p in problems if (text := self.data.ledger.solution(p.id))]
-        return [Trace(c.problem.id, c.new_trace, "bridged") for c in self.critiques if c.new_trace] + own
+        new = [Trace(c.problem.id, c.new_trace, "bridged") for c in self.critiques if c.new_trace]
+        return new + self.data.ledger.own_traces(problems)
 
     # -- measuring --------------------------------------------------------------------------------------------------
 
@@ -406,9 +399,8 @@ class Curriculum:
 
     def _time_left(self) -> timedelta | None:
         """What is left of trainer.max_time, by the clock of the first process."""
-        if self._deadline is None:
-            return None
-        return broadcast(timedelta(seconds=self._deadline - time.monotonic()))
+        deadline = self._deadline
+        return None if deadline is None else first_only(lambda: timedelta(seconds=deadline - time.monotonic()))
 
     @contextmanager
     def _track(self, label: str, total: int) -> Iterator[Callable[[int], None]]:

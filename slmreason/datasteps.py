@@ -29,11 +29,9 @@ from slmreason.records import (
     BAND_NAMES,
     BridgeResult,
     Critique,
-    Exemplar,
     Problem,
     Reject,
     RolloutGroup,
-    Trace,
     from_json,
     to_json,
 )
@@ -42,6 +40,7 @@ from slmreason.rollout.engine import Sampling, stable_seed
 from slmreason.runfolder import append_records, write_text
 from slmreason.teacher.bridge import BridgeSettings, bridge
 from slmreason.teacher.critique import critique, pick_attempts
+from slmreason.teacher.teacher import FirstProcessTeacher
 from slmreason.teacher.traces import TraceTeacher
 from slmreason.trainer import Processes
 
@@ -105,7 +104,7 @@ def prepare_bridge(parser: Parser, config: Namespace) -> Job:
     out, dry_run = Path(config.pop("out", "bridge.jsonl")), config.pop("dry_run", False)
     made, processes = instantiate(parser, config), Processes(fresh_trainer_config(config))
     made.data.load(lambda question: len(made.student.encode_question(question)))
-    teacher, ledger = made.teacher or TraceTeacher(), Ledger(None)
+    teacher, ledger = FirstProcessTeacher(made.teacher or TraceTeacher()), Ledger(None)
     ledger.take(made.data.evidence_rows, Place(0, "stratify"))
     missing = [problem for problem in made.data.problems if problem.id not in ledger]
     if dry_run:
@@ -138,17 +137,17 @@ def _bridged(
         1.0,
         stable_seed(config.grpo.seed, "handover"),
     )
-    medium = [Exemplar(p, text) for p in strata.medium if (text := ledger.solution(p.id))]
-    own = [Trace(p.id, text, "self") for p in chunk if (text := ledger.solution(p.id))]
-    made.rollout.sync(made.student)
+    exemplars, own = ledger.exemplars(made.data.problems, strata.band_of), ledger.own_traces(chunk)
     results: dict[str, BridgeResult] = {}
     for bridged in (True, False):
         part = [p for p in chunk if (strata.band_of[p.id] in settings.bands) == bridged]
         chosen = settings if bridged else settings.raw()
         if part:
-            for result in bridge(part, made.student, made.rollout, teacher, made.reward, chosen, sampling, medium, own,
-                                 made.data.token_budget):  # fmt: skip
-                results[result.problem.id] = result
+            made_of = bridge(
+                part, made.student, made.rollout, teacher, made.reward, chosen, sampling, exemplars, own,
+                made.data.token_budget,
+            )  # fmt: skip
+            results |= {result.problem.id: result for result in made_of}
     return [to_json(results[problem.id]) for problem in chunk]
 
 
@@ -272,16 +271,7 @@ def strata_table(strata: Strata, ledger: Ledger) -> Table:
 def bridge_table(results: Sequence[BridgeResult]) -> Table:
     """For each kind of candidate: proposed, chosen, fallen by reason, and the median scores of the others."""
     table = Table(title=f"traces: {sum(r.chosen is not None for r in results)} of {len(results)} problems have one")
-    for heading in (
-        "candidate",
-        "proposed",
-        "chosen",
-        "passed",
-        "fell",
-        "median RSR",
-        "median nats/token",
-        "most fell for",
-    ):
+    for heading in ("candidate", "proposed", "chosen", "fell", "RSR", "nats/token", "most fell for"):
         table.add_column(heading, justify="right" if heading not in ("candidate", "most fell for") else "left")
     for kind in ("teacher", "bridged", "handover", "self"):
         mine = [c for r in results for c in r.candidates if c.trace.provenance == kind]

@@ -36,15 +36,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast(value: T) -> T:
-    """The first process's value, in every process."""
-    if world_size() == 1:
-        return value
-    box: list[Any] = [value if is_first() else None]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]  # type: ignore[no-any-return]
-
-
 def first_only(function: Callable[[], T]) -> T:
     """Calls `function` in the first process alone; its result goes to every process.
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -124,6 +123,8 @@ def _gathered(module: nn.Module) -> Iterator[None]:
 
 def _own_modules(unit: nn.Module) -> Iterator[nn.Module]:
     """The modules of a unit: its tree without the units inside it and without what lies within a LoRA layer."""
+    from peft.tuners.lora import LoraLayer  # slow to import, and most commands do without
+
     yield unit
     if not isinstance(unit, LoraLayer):
         for child in unit.children():
@@ -133,6 +134,8 @@ def _own_modules(unit: nn.Module) -> Iterator[nn.Module]:
 
 def _own_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and persistent buffers of one module alone; of a LoRA layer, its base's with the update added."""
+    from peft.tuners.lora import LoraLayer  # slow to import, and most commands do without
+
     base: Any = module.get_base_layer() if isinstance(module, LoraLayer) else module
     for name, tensor in (*base.named_parameters(recurse=False), *base.named_buffers(recurse=False)):
         if name in base._non_persistent_buffers_set:

@@ -10,7 +10,9 @@ import pytest
 
 from slmreason import datasteps
 from slmreason.cli import main
-from slmreason.records import Example
+from slmreason.curriculum import Curriculum
+from slmreason.embedded.families import make_problems
+from slmreason.records import BridgeCandidate, BridgeResult, Example, Learnability, Trace
 from slmreason.teacher.critique import capped
 from slmreason.teacher.procedural import ProceduralTeacher
 
@@ -166,6 +168,24 @@ def test_edited_critiques_are_what_cft_trains_on_and_wrong_ones_are_refused(file
     assert reasons.count("new_trace: final answer does not verify") == len(rows(edited))
 
 
+def test_given_critiques_are_for_one_cft_also_when_the_run_is_resumed(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    restore = Curriculum._restore
+
+    def spy(self: Curriculum, boundary: Any) -> None:
+        restore(self, boundary)
+        left.append(len(self._given_critiques))
+
+    monkeypatch.setattr(Curriculum, "_restore", spy)
+    fit = ["fit", *CONFIG, f"--critique.records={files / 'critique.jsonl'}", "--curriculum.stages=[cft]",
+           "--curriculum.evaluate=ends", f"--run_dir={tmp_path / 'run'}", "--resume=auto",
+           "--benchmarks=[embedded:chain/test?count=4]", "--trainer.enable_progress_bar=false"]  # fmt: skip
+    assert main(fit) == main(fit) == 0
+    assert left == [len(rows(files / "critique.jsonl")), 0]
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -191,6 +211,21 @@ def test_critique_needs_a_harvest(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--harvest is needed" in capsys.readouterr().err
     assert main(["critique", *CONFIG, f"--harvest={tmp_path / 'none.jsonl'}"]) == 2
     assert "no group in it" in capsys.readouterr().err
+
+
+def test_the_table_says_under_each_heading_what_it_names() -> None:
+    problem = make_problems("chain", "train", 1)[0]
+
+    def candidate(kind: Any, fault: str | None) -> BridgeCandidate:
+        return BridgeCandidate(Trace(problem.id, kind, kind, Learnability(4.0, 0.5, 9)), fault)
+
+    raw, bridged = candidate("teacher", "too long: 9 tokens, the cap is 8"), candidate("bridged", None)
+    table = datasteps.bridge_table([BridgeResult(problem, (raw, bridged), bridged.trace)])
+    shown = {str(column.header): list(column.cells) for column in table.columns}
+    assert shown == {
+        "candidate": ["teacher", "bridged"], "proposed": ["1", "1"], "chosen": ["0", "1"], "fell": ["1", "0"],
+        "RSR": ["-", "4.00"], "nats/token": ["-", "0.50"], "most fell for": ["too long 1", ""],
+    }  # fmt: skip
 
 
 def test_a_cap_takes_from_every_problem_in_turn() -> None:

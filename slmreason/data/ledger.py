@@ -9,13 +9,13 @@ since difficulty is a property of the *current* student. A torn last line, left 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slmreason.distributed import is_first
-from slmreason.records import Difficulty, RolloutGroup, from_json, to_json
+from slmreason.records import Band, Difficulty, Exemplar, Problem, RolloutGroup, Trace, from_json, to_json
 from slmreason.runfolder import append_records
 
 
@@ -62,6 +62,15 @@ class Ledger:
     def solution(self, problem_id: str) -> str | None:
         """The newest right solution of a problem that the student wrote itself."""
         return self._solutions.get(problem_id)
+
+    def own_traces(self, problems: Iterable[Problem]) -> list[Trace]:
+        """What the student itself wrote right, of those problems of which there is any."""
+        return [Trace(p.id, text, "self") for p in problems if (text := self.solution(p.id))]
+
+    def exemplars(self, problems: Iterable[Problem], band_of: Mapping[str, Band]) -> list[Exemplar]:
+        """The student's own right solutions, those of medium problems first."""
+        order = sorted(problems, key=lambda problem: band_of.get(problem.id) != "medium")
+        return [Exemplar(problem, text) for problem in order if (text := self.solution(problem.id))]
 
     def record(self, groups: Iterable[RolloutGroup], place: Place) -> None:
         """Adds one piece of evidence for each group: every rollout counts, whoever asked for it."""

@@ -60,9 +60,8 @@ class HFEngine(RolloutEngine):
     ) -> list[list[Completion]]:
         results: list[list[Completion]] = [[] for _ in prompts]
         for chunk, copies in self._plan([len(prompt) for prompt in prompts], group_size, sampling.max_new_tokens):
-            draws = torch.stack([
-                uniforms(prompt_seed(sampling, prompts[i]), len(results[i]) + copy, sampling.max_new_tokens)
-                for i in chunk for copy in range(copies)
+            draws = torch.cat([
+                uniforms(sampling, prompts[i], len(results[i]), copies) for i in chunk
             ])  # fmt: skip
             completions = decode(student, [prompts[i] for i in chunk], copies, sampling, draws)
             for position, index in enumerate(chunk):
@@ -159,13 +158,19 @@ def decode(
     ]
 
 
-def uniforms(seed: int, copy: int, count: int) -> Tensor:
-    """The uniform numbers of one completion: the same in any batch, on any device, in any process. [count], float64.
+def uniforms(sampling: Sampling, prompt: Sequence[int], first: int, copies: int) -> Tensor:
+    """The uniform numbers of a prompt's completions from the `first` on. [copies, max_new_tokens], float64.
 
-    Of its own generator, so the global RNG is neither read nor moved.
+    They are the same in any batch, on any device, in any process. Each completion has a generator of its own, so the
+    global RNG is neither read nor moved. Greedy decoding draws nothing.
     """
-    generator = torch.Generator().manual_seed(stable_seed(seed, copy))
-    return torch.rand(count, generator=generator, dtype=torch.float64)
+    numbers = torch.zeros((copies, sampling.max_new_tokens), dtype=torch.float64)
+    if sampling.temperature > 0:
+        seed = prompt_seed(sampling, prompt)
+        for copy in range(copies):
+            generator = torch.Generator().manual_seed(stable_seed(seed, first + copy))
+            torch.rand(sampling.max_new_tokens, generator=generator, out=numbers[copy])
+    return numbers
 
 
 def sample(logits: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, Tensor]:

@@ -184,6 +184,7 @@ def _hand_over(
         student.encode_question(problems[index].question) + student.chat.text(prefix)
         for index, prefix in prefixes.items()
     ]
+    engine.sync(student)
     completions = spread(lambda share: engine.generate(student, share, 1, sampling), prompts)
     return {
         index: prefix + student.decode(group[0].token_ids)

@@ -11,6 +11,7 @@ import pytest
 
 from slmreason.cli import main
 from slmreason.embedded.families import make_problems
+from tests.runs import command
 from tests.scripted_server import CONTENT, TRANSPORT, ScriptedServer, true_brain
 
 pytestmark = [
@@ -77,3 +78,15 @@ def test_steps_alone_ask_once_and_say_what_it_would_cost(tmp_path: Path, capsys:
     assert max(server.counts.values()) == 1
     assert asked == len(rows(tmp_path / "answers.jsonl"))
     assert rows(tmp_path / "one.jsonl") == rows(tmp_path / "two.jsonl")
+
+
+def test_of_two_processes_one_asks_and_both_bridge(tmp_path: Path) -> None:
+    brain = true_brain(make_problems("chain", "train", 32))
+    with ScriptedServer(brain) as server:
+        for devices in ("1", "2"):
+            step = ["bridge", *CONFIG, *teacher(server, tmp_path / devices), f"--trainer.devices={devices}"]
+            done = command(*step, f"--out={tmp_path / devices}.jsonl")
+            assert done.returncode == 0, done.stdout[-2000:]
+    assert max(server.counts.values()) == 2  # once for each of the two commands, whatever its processes
+    chosen = [[row["chosen"]["text"] for row in rows(tmp_path / f"{devices}.jsonl")] for devices in ("1", "2")]
+    assert chosen[0] == chosen[1]
