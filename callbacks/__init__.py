@@ -1,9 +1,20 @@
 """Callbacks of slmreason. Import them as `slmreason.callbacks`; each does the one thing its name says."""
 
+from slmreason.callbacks.checkpoints import KeepCheckpoints, SeedSteps
 from slmreason.callbacks.harvest import HarvestAllZeroGroups
+from slmreason.callbacks.health import TrainingHealth
 from slmreason.callbacks.progress import StageProgressBar
 from slmreason.callbacks.record import RecordRollouts
 from slmreason.callbacks.reprobe import Reprobe
 from slmreason.callbacks.samples import SampleCompletions
 
-__all__ = ["HarvestAllZeroGroups", "RecordRollouts", "Reprobe", "SampleCompletions", "StageProgressBar"]
+__all__ = [
+    "HarvestAllZeroGroups",
+    "KeepCheckpoints",
+    "RecordRollouts",
+    "Reprobe",
+    "SampleCompletions",
+    "SeedSteps",
+    "StageProgressBar",
+    "TrainingHealth",
+]

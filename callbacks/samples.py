@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slmreason.records import Rollout, RolloutGroup
+from slmreason.redact import printable
 
 
 class SampleCompletions(Callback):
@@ -82,8 +83,3 @@ def best_and_worst(group: RolloutGroup) -> list[Rollout]:
     """The rollouts of highest and lowest reward, one when they are equal."""
     ordered = sorted(group.rollouts, key=lambda rollout: -rollout.reward)
     return [ordered[0], ordered[-1]] if ordered[0].reward != ordered[-1].reward else [ordered[0]]
-
-
-def printable(text: str) -> str:
-    """The text with control characters replaced, so a completion cannot drive the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)

@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry_point() -> None:
     """The console script."""
+    from slmreason.redact import guard
+
+    guard()
     sys.exit(main())
 
 

@@ -6,7 +6,9 @@ import logging
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TextIO
 
 import lightning as L
 import yaml
@@ -17,6 +19,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from slmreason import preemption
 from slmreason.config import (
     ConfigError,
     Parser,
@@ -28,7 +31,7 @@ from slmreason.config import (
     parse,
 )
 from slmreason.curriculum import Curriculum
-from slmreason.datasteps import prepare_bridge, prepare_critique, prepare_stratify
+from slmreason.datasteps import load_data, prepare_bridge, prepare_critique, prepare_stratify
 from slmreason.distributed import first_only, is_first
 from slmreason.evaluate.benchmarks import evaluate, load_benchmarks, save_scores
 from slmreason.export.export import export
@@ -36,7 +39,8 @@ from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique
-from slmreason.runfolder import free_folder, read_records
+from slmreason.redact import SafeFormatter, cell
+from slmreason.runfolder import NO_ROOM, free_folder, lock_folder, read_records
 from slmreason.trainer import Processes
 
 log = logging.getLogger(__name__)
@@ -50,7 +54,8 @@ def run(command: str, args: Sequence[str], description: str) -> int:
     """Parses the arguments of a command and runs it. `description` heads its help.
 
     Returns:
-        0, or 2 with one clear message when the arguments, the config or the data they name are wrong.
+        0; 2 with one clear message when the arguments, the config or the data they name are wrong; 1 with one when the
+        disk is full.
     """
     _quiet()
     if command == "export":
@@ -81,7 +86,20 @@ def run(command: str, args: Sequence[str], description: str) -> int:
         job = prepare(parser, config)
     except (ConfigError, ValueError, FileNotFoundError, MisconfigurationException) as error:
         return fail(error)
-    job()
+    preemption.listen()
+    try:
+        job()
+    except ConfigError as error:
+        return fail(error)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        return fail(
+            f"{error.strerror or error}{where}: what was written before is whole, the newest checkpoint too; make room "
+            f"and go on with --resume auto",
+            status=1,
+        )
     return 0
 
 
@@ -105,8 +123,7 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
     sft = SFTModule(student, **vars(config.sft))
     grpo = GRPOModule(student, engine, reward, **vars(config.grpo))
     cft = CFTModule(student, **vars(config.cft))
-    benchmarks = load_benchmarks(config.benchmarks, made.evaluation.limit)
-    made.data.load(lambda question: len(student.encode_question(question)))
+    benchmarks = load_data(made, config)
     fresh = lambda: fresh_trainer_config(config)  # noqa: E731
     traces, critiques = made.bridge.traces, made.critique.records
     given_traces = read_records(Path(traces), BridgeResult) if traces else []
@@ -117,8 +134,13 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
     def job() -> None:
         run_dir = going_on or first_only(lambda: new_run_folder(parser, config))
         log.info("run folder: %s", run_dir)
-        processes.place(student)
-        Curriculum(
+        with ExitStack() as held:
+            first_only(lambda: held.enter_context(locked(run_dir)) and None)
+            processes.place(student)
+            curriculum(run_dir).run()
+
+    def curriculum(run_dir: Path) -> Curriculum:
+        return Curriculum(
             settings=made.curriculum,
             student=student,
             data=made.data,
@@ -138,7 +160,7 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
             seed=config.seed_everything,
             given_traces=given_traces,
             given_critiques=given_critiques,
-        ).run()
+        )
 
     return lambda: processes.run(job)
 
@@ -149,6 +171,18 @@ def new_run_folder(parser: Parser, config: Namespace) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     parser.save(config, str(run_dir / "config.yaml"), skip_none=False, overwrite=True)
     return run_dir
+
+
+def locked(run_dir: Path) -> TextIO:
+    """The run folder's lock.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    try:
+        return lock_folder(run_dir)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def run_to_resume(parser: Parser, config: Namespace) -> Path | None:
@@ -176,7 +210,7 @@ def prepare_test(parser: Parser, config: Namespace) -> Job:
     """pass@k and maj@k on the benchmarks."""
     out = Path(config.pop("out", "test.jsonl"))
     made = instantiate(parser, config)
-    benchmarks = load_benchmarks(config.benchmarks, made.evaluation.limit)
+    benchmarks = load_benchmarks(config.benchmarks, made.evaluation, made.student)
     processes = Processes(fresh_trainer_config(config))
 
     def job() -> None:
@@ -184,12 +218,14 @@ def prepare_test(parser: Parser, config: Namespace) -> Job:
         processes.place(student)
         scores = evaluate(student, made.rollout, made.reward, benchmarks, made.evaluation)
         metrics = list(dict.fromkeys(score.metric for score in scores))
-        table = Table(title=f"{config.student.model}: {made.evaluation.samples} samples a problem, 95 % interval")
+        table = Table(title=f"{cell(config.student.model)}: {made.evaluation.samples} samples a problem, 95 % interval")
         for heading in ("benchmark", "problems", *metrics):
             table.add_column(heading, justify="left" if heading == "benchmark" else "right")
         for benchmark in benchmarks:
             mine = {score.metric: score for score in scores if score.benchmark == benchmark.name}
-            table.add_row(benchmark.name, str(len(benchmark.problems)), *(str(mine[metric]) for metric in metrics))
+            table.add_row(
+                cell(benchmark.name), str(len(benchmark.problems)), *(str(mine[metric]) for metric in metrics)
+            )
         Console(quiet=not is_first()).print(table)
         save_scores(out, config.student.model, scores)
         log.info("scores: %s", out)
@@ -201,13 +237,16 @@ def _quiet() -> None:
     """Our own lines on the screen, and of the libraries' only what a user can act on."""
     handler = RichHandler(show_path=False, show_level=False, show_time=False, markup=False, highlighter=None,
                           keywords=[])  # fmt: skip
+    handler.setFormatter(SafeFormatter())
     ours = logging.getLogger("slmreason")
     ours.handlers[:] = [handler]
     ours.propagate = False
     if ours.level == logging.NOTSET:
         ours.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric", "httpx", "httpx2", "openai", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        library = logging.getLogger(name)
+        library.setLevel(logging.ERROR)
+        library.handlers[:] = [handler]
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

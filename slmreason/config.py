@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from slmreason.evaluate.benchmarks import EvaluationSettings
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
+from slmreason.redact import is_secret, shown
 from slmreason.rollout.engine import RolloutEngine
 from slmreason.rollout.hf import HFEngine  # noqa: F401 - so that `--rollout HFEngine` is found by its short name
 from slmreason.rollout.vllm import VLLMEngine  # noqa: F401
@@ -63,10 +64,15 @@ class Parser(LightningArgumentParser):
         raise ConfigError(text) from ex
 
     def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
-        """Without the options that this command alone has: any command takes the config that another wrote."""
+        """Without the options that this command alone has: any command takes the config that another wrote.
+
+        Raises:
+            ConfigError: it holds a secret, which would be printed or saved.
+        """
         shared = cfg.clone()
         for name in COMMAND_OPTIONS:
             shared.pop(name, None)
+        refuse_secrets(shared)
         return super().dump(shared, *args, **kwargs)
 
     def known_keys(self) -> list[str]:
@@ -120,7 +126,34 @@ def parse(parser: Parser, args: Sequence[str]) -> Namespace:
     Raises:
         ConfigError: anything is wrong; the message names the key and what is accepted.
     """
-    return parser.parse_args(expand(args))
+    config = parser.parse_args(expand(args))
+    refuse_secrets(config)
+    return config
+
+
+def refuse_secrets(config: Namespace) -> None:
+    """A config is saved with the run and printed, and its flags stand in the list of processes: no place for a key.
+
+    Raises:
+        ConfigError: a value is a key, a token or a password; the message names the key of the config and not the value.
+    """
+    for key, value in _leaves(config.as_dict()):
+        if is_secret(key.rpartition(".")[2], value):
+            raise ConfigError(
+                f"{key}: a key, token or password does not belong in a config or on the command line, where others can "
+                "read it; put it into an environment variable (WANDB_API_KEY, COMET_API_KEY, ...; for a teacher the "
+                "one that teacher.api_key_env names)"
+            )
+
+
+def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(`trainer.callbacks.0.class_path`, value) of every value in a config, those within lists too."""
+    branches = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else None
+    if branches is None:
+        yield key, tree
+        return
+    for name, branch in branches:
+        yield from _leaves(branch, f"{key}.{name}" if key else str(name))
 
 
 def expand(args: Sequence[str]) -> list[str]:
@@ -187,7 +220,8 @@ def instantiate(parser: Parser, config: Namespace) -> Namespace:
 
 
 FREE = re.compile(
-    r"(?:config\.)?(?:run_dir|trainer\.(?:max_time|enable_progress_bar)|teacher\.init_args\."
+    r"(?:config\.)?(?:run_dir|curriculum\.checkpoint\.(?:every_n_steps|every_minutes|keep)"
+    r"|trainer\.(?:max_time|enable_progress_bar)|teacher\.init_args\."
     r"(?:max_requests|max_tokens|concurrency|max_retries|timeout_s|answers|input_price|output_price))"
 )
 """Keys that may change when a run or a step goes on: where and how long, and what a teacher may cost."""
@@ -239,7 +273,7 @@ def explain(message: str, known: Sequence[str]) -> str:
     )
 
 
-def fail(error: Exception) -> int:
+def fail(error: Exception | str, status: int = 2) -> int:
     """Prints an error for a person and gives the exit status."""
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    print(f"error: {shown(str(error))}", file=sys.stderr)
+    return status

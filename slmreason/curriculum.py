@@ -23,22 +23,42 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from slmreason.boundary import Boundary, StageReport, load_boundary, save_boundary
-from slmreason.callbacks import HarvestAllZeroGroups, RecordRollouts, Reprobe, StageProgressBar
-from slmreason.data.datamodule import ReasoningDataModule, StageSet
-from slmreason.data.ledger import Ledger, Place
+from slmreason import preemption
+from slmreason.callbacks import (
+    HarvestAllZeroGroups,
+    KeepCheckpoints,
+    RecordRollouts,
+    Reprobe,
+    SeedSteps,
+    StageProgressBar,
+    TrainingHealth,
+)
+from slmreason.data.datamodule import ReasoningDataModule, Restratified, StageSet
+from slmreason.data.ledger import Ledger, Place, evidence_of, read_lines
+from slmreason.data.sources import most_common
 from slmreason.data.strata import stratify
-from slmreason.distributed import first_only, is_first
+from slmreason.distributed import first_only, gathered, is_first
 from slmreason.evaluate.benchmarks import Benchmark, EvaluationSettings, Score, evaluate, save_scores, scores_table
 from slmreason.modules.base import StudentModule
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
-from slmreason.records import BridgeResult, Critique, Problem, Reject, RolloutGroup, Trace
+from slmreason.records import BridgeResult, Critique, Example, Problem, Reject, RolloutGroup, Trace, from_json
+from slmreason.resume import (
+    Journal,
+    RunState,
+    StageReport,
+    label_of,
+    load_run,
+    next_checkpoint,
+    prune,
+    save_after_stage,
+    sizes,
+)
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, Sampling, stable_seed
-from slmreason.runfolder import write_records, write_text
-from slmreason.stages import AcquisitionStage, ConsolidationStage, CritiqueStage
+from slmreason.runfolder import append_records, read_records, write_records, write_text
+from slmreason.stages import AcquisitionStage, ConsolidationStage, CritiqueStage, bridge_rejects
 from slmreason.student import Student
 from slmreason.teacher.bridge import BridgeSettings, bridge, given
 from slmreason.teacher.critique import CritiqueSettings, critique, recheck
@@ -69,6 +89,26 @@ class ProbeSettings:
 
 
 @dataclass
+class CheckpointSettings:
+    """How often a fit can be gone on with after a crash. After each stage there is a checkpoint in any case."""
+
+    every_n_steps: int | None = None
+    """Optimizer steps between two checkpoints."""
+    every_minutes: float | None = 10.0
+    """Minutes between two checkpoints; with `every_n_steps` too, whichever comes first."""
+    keep: int = 2
+    """The newest checkpoints that are kept, beside the newest after a stage."""
+    chunk: int = 1024
+    """Problems that are measured, bridged or critiqued at a time: what has been done is noted after each chunk."""
+
+    def __post_init__(self) -> None:
+        if min(self.keep, self.chunk, self.every_n_steps or 1) < 1 or (self.every_minutes or 1) <= 0:
+            raise ValueError(
+                "curriculum.checkpoint: keep, chunk and every_n_steps must be at least 1, every_minutes > 0"
+            )
+
+
+@dataclass
 class CurriculumSettings:
     """Which fits a run has."""
 
@@ -82,6 +122,9 @@ class CurriculumSettings:
     """Put the critique records of the round before into the SFT fit too, beside or in place of a CFT stage."""
     evaluate: Literal["stage", "round", "ends"] = "stage"
     """When the benchmarks are run: after every stage, after every round, or before the first and after the last."""
+
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    """How often the run is saved."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or not self.stages:
@@ -138,6 +181,9 @@ class Curriculum:
         self._accumulate = 1
         self._device = device
         self._last_grpo_began: int | None = None
+        self._evaluate_due = False
+        self._going_on: tuple[Path, RunState] | None = None
+        """The checkpoint that the next fit goes on from, in its middle."""
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
@@ -145,7 +191,9 @@ class Curriculum:
         """All rounds and stages, the benchmarks between them, the student at the end; nothing is done twice."""
         self._prepare()
         if not self.reports:
-            self._report(Place(0, "base"), "done", 0.0, 0, evaluated=True)
+            self._report(Place(0, "base"), "done", 0.0, 0, evaluate_now=True)
+        elif self._evaluate_due:
+            self._score()
         last = (self.settings.rounds, self.settings.stages[-1])
         done = {(report.place.round, report.place.stage) for report in self.reports}
         for round_number in range(1, self.settings.rounds + 1):
@@ -153,57 +201,70 @@ class Curriculum:
                 if (round_number, name) in done:
                     continue
                 place = Place(round_number, name)
-                started = time.perf_counter()
+                started = time.monotonic() - (self._going_on[1].stage_seconds if self._going_on else 0.0)
                 # No stage depends on how many random numbers the ones before it drew.
                 L.seed_everything(stable_seed(self.seed, place.round, place.stage) % 2**32, verbose=False)
-                outcome, rows = self._stage(place)
+                outcome, rows = self._stage(place, started)
                 ends_round = name == self.settings.stages[-1]
                 wanted = {"stage": True, "round": ends_round, "ends": (round_number, name) == last}
                 evaluated = wanted[self.settings.evaluate] and (outcome == "done" or (round_number, name) == last)
-                self._report(place, outcome, time.perf_counter() - started, rows, evaluated)
+                self._report(place, outcome, time.monotonic() - started, rows, evaluated)
         self._finish()
         return self.reports
 
     def _prepare(self) -> None:
         self.grpo.token_budget = self.data.token_budget
         self._accumulate = self.trainer_config().get("accumulate_grad_batches") or 1
-        self._restore(load_boundary(self.run_dir, self.student))
+        self._restore(*load_run(self.run_dir, self.student))
+        self._journal = Journal(self.run_dir, self._drain)
         self.data.ledger = Ledger(self.run_dir)
         if not len(self.data.ledger):
             self.data.ledger.take(self.data.evidence_rows, Place(0, "stratify"))
         write_records(self.run_dir / "rejects.jsonl", self._all_rejects())
-        log.info("pool: %d problems from %s, %d set aside", len(self.data.problems), self.data.train,
-                 len(self.data.rejects))  # fmt: skip
+        aside = self.data.rejects
+        log.info("pool: %d problems from %s, %d set aside%s", len(self.data.problems), self.data.train, len(aside),
+                 f": {most_common(aside)}" if aside else "")  # fmt: skip
         if not self._has_teacher:
             log.info("no teacher: SFT has the dataset's own traces, hand-overs from them and the student's own right "
                      "solutions, without rewrites; CFT has the dataset's traces, without repairs")  # fmt: skip
 
-    def _restore(self, boundary: Boundary | None) -> None:
-        boundary = boundary or Boundary()
-        if boundary.reports:
-            log.info("going on after %s", label_of(boundary.reports[-1].place))
-        self.reports, self.critiques = boundary.reports, boundary.critiques
-        if any(report.place.stage == "cft" for report in boundary.reports):
-            self._given_critiques = []  # an earlier CFT had them
-        self._last_grpo_began, self.data.band_of = boundary.last_grpo_began, boundary.bands
-        self._began = time.monotonic() - boundary.elapsed
+    def _restore(self, state: RunState, checkpoint: Path | None) -> None:
+        if checkpoint is not None and state.within is not None:
+            self._going_on = checkpoint, state
+            log.info("going on in %s, epoch %d: %s", label_of(state.within), state.within.epoch, checkpoint.name)
+        elif state.reports:
+            log.info("going on after %s", label_of(state.reports[-1].place))
+        self.reports, self.critiques = state.reports, state.critiques
+        begun = [report.place.stage for report in state.reports] + ([state.within.stage] if state.within else [])
+        if "cft" in begun:
+            self._given_critiques = []  # an earlier CFT had them, or this one has them among its own
+        self._last_grpo_began, self.data.band_of = state.last_grpo_began, state.bands
+        self._evaluate_due = state.evaluate
+        self._began = time.monotonic() - state.elapsed
         budget = run_time(self.trainer_config)
         self._deadline = self._began + budget.total_seconds() if budget is not None else None
 
-    def _save_boundary(self) -> None:
-        elapsed = time.monotonic() - self._began
-        state = Boundary(
-            self.reports, self.student.policy_version, self._last_grpo_began, elapsed, self.critiques, self.data.band_of
+    def _state(self) -> RunState:
+        return RunState(
+            reports=self.reports,
+            policy_version=self.student.policy_version,
+            last_grpo_began=self._last_grpo_began,
+            elapsed=time.monotonic() - self._began,
+            critiques=self.critiques,
+            bands=self.data.band_of,
+            evaluate=self._evaluate_due,
         )
-        save_boundary(self.run_dir, state, self.student)
+
+    def _drain(self) -> list[Reject]:
+        return self.teacher.drain_rejects() + gathered(self.reward.drain_rejects())
 
     def _all_rejects(self) -> list[Reject]:
         return [*self.data.rejects, *(reject for benchmark in self.benchmarks for reject in benchmark.rejects)]
 
-    def _stage(self, place: Place) -> tuple[str, int]:
-        """One stage: (`done` or why it was skipped, rows it started with)."""
-        left = self._time_left()
-        if left is not None and left <= timedelta(0):
+    def _stage(self, place: Place, started: float) -> tuple[str, int]:
+        """One stage, which began at `started`: (`done` or why it was skipped, rows it started with)."""
+        left, going_on = self._time_left(), self._going_on is not None
+        if left is not None and left <= timedelta(0) and not going_on:
             return "skipped: trainer.max_time is used up", 0
         enter: dict[str, Callable[[Place], tuple[StageSet | None, str]]] = {
             "sft": self._enter_sft,
@@ -214,34 +275,59 @@ class Curriculum:
         if stage_set is None:
             return f"skipped: {reason}", 0
         stage_dir = self._stage_dir(place)
-        rows = self.data.enter(stage_set, lambda epoch, drawn: self._write_set(stage_dir, epoch, drawn))
+        rows = self.data.enter(stage_set, lambda *drawn: self._write_set(stage_set, *drawn), self._drawn(stage_dir))
+        if self._going_on is not None:
+            rows = self._going_on[1].stage_rows
         if rows:
-            self._fit(place, stage_dir)
-        self._write_after(stage_dir, stage_set)
+            self._fit(place, stage_dir, started, rows)
+        self._write_rejects(place)
         return ("done", rows) if rows else (f"skipped: {reason}", 0)
 
-    def _fit(self, place: Place, stage_dir: Path) -> None:
-        module = self.modules[place.stage]
-        callbacks: list[Callback] = [StageProgressBar(place, self.settings.rounds)]
+    def _fit(self, place: Place, stage_dir: Path, started: float, rows: int) -> None:
+        module, often = self.modules[place.stage], self.settings.checkpoint
+
+        def state(epoch: int) -> dict[str, Any]:
+            self._write_rejects(place)
+            now = self._state()
+            now.within, now.sizes = Place(place.round, place.stage, epoch), sizes(self.run_dir)
+            now.stage_seconds, now.stage_rows = time.monotonic() - started, rows
+            return now.as_tree()
+
+        callbacks: list[Callback] = [
+            StageProgressBar(place, self.settings.rounds),
+            SeedSteps(self.seed, place.round, place.stage),
+            TrainingHealth(),
+            KeepCheckpoints(
+                path=lambda name: next_checkpoint(self.run_dir, f"in-round-{place.round}-{name}"),
+                state=state,
+                saved=lambda: prune(self.run_dir, often.keep) if is_first() else None,
+                every_n_steps=often.every_n_steps,
+                every_minutes=often.every_minutes,
+            ),
+        ]
         if place.stage == "grpo":
             ledger = self.data.ledger
             callbacks += [RecordRollouts(ledger, place), HarvestAllZeroGroups(ledger, place)]
-            self._last_grpo_began = self.student.policy_version
+            if self._going_on is None:
+                self._last_grpo_began = self.student.policy_version
         else:
             callbacks.append(Reprobe(lambda epoch: self._reprobe(place, epoch)))
         # What is left must be measured now: building the set may have taken long.
         trainer = build_trainer(self.trainer_config, module, stage_dir, module.epochs, callbacks, self._time_left())
-        trainer.fit(module, datamodule=self.data)
+        checkpoint, self._going_on = self._going_on[0] if self._going_on else None, None
+        with preemption.between_steps():
+            trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         self.student.to(self._device)
         self.student.eval()
 
     # -- entering a stage -------------------------------------------------------------------------------------------
 
     def _enter_sft(self, place: Place) -> tuple[StageSet | None, str]:
-        self._probe(place)
         mixed: list[Critique] = []
+        if self._going_on is None:
+            self._probe(place)
         if self.settings.mix_critiques:
-            if "cft" not in self.settings.stages:
+            if "cft" not in self.settings.stages and self._going_on is None:
                 self.critiques = self._make_critiques(self.data.ledger.harvested(place.round - 1))
             mixed = self.critiques
         stage = AcquisitionStage(
@@ -253,15 +339,22 @@ class Curriculum:
             critiques=mixed,
             critique_kinds=self.critique_settings.kinds,
         )  # fmt: skip
+        if self._going_on is not None:
+            made = read_records(self._stage_dir(place) / "bridge.jsonl", BridgeResult)
+            stage.results = {(result.band or "", result.problem.id): result for result in made}
+        self._bridged = len(stage.results)
         return stage, "nobody is medium or hard with a trace that passes the checks"
 
     def _enter_grpo(self, place: Place) -> tuple[StageSet | None, str]:
-        self._probe(place)
+        if self._going_on is None:
+            self._probe(place)
         size = self.grpo.prompts_per_step * self._accumulate
         stage = ConsolidationStage(place, size, self.data.review_share, self.data)
         return stage, "the Consolidation Set is empty: no problem short of mastery had a right rollout"
 
     def _enter_cft(self, place: Place) -> tuple[StageSet | None, str]:
+        if self._going_on is not None:
+            return CritiqueStage(place, self.student, self.critiques, self.critique_settings), ""
         given_ids = {record.problem.id for record in self._given_critiques}
         groups = [group for group in self.data.ledger.harvested(place.round) if group.problem.id not in given_ids]
         self.critiques = []
@@ -270,15 +363,29 @@ class Curriculum:
         self.critiques = self._given_critiques + self._make_critiques(groups)
         self._given_critiques = []  # for the first CFT alone: the next round has failures of its own
         stage = CritiqueStage(place, self.student, self.critiques, self.critique_settings)
+        write_records(self._stage_dir(place) / "critiques.jsonl", self.critiques)
+        append_records(self._stage_dir(place) / "rejects.jsonl", stage.rejects())
         return stage, (
             f"no critique of {len(groups)} harvested groups passed the checks, or newer rollouts solved them all; the "
             "groups are kept in harvest.jsonl"
         )
 
     def _make_critiques(self, groups: Sequence[RolloutGroup]) -> list[Critique]:
-        return critique(groups, self.teacher, self.student, self.reward, self.critique_settings)
+        def make(chunk: list[RolloutGroup]) -> list[Critique]:
+            return critique(chunk, self.teacher, self.student, self.reward, self.critique_settings)
+
+        key = f"critique {stable_seed(*(group.problem.id for group in groups))} policy {self.student.policy_version}"
+        return self._journal.chunks(key, groups, make, Critique, self.settings.checkpoint.chunk)
 
     def _bridge(self, place: Place, problems: Sequence[Problem], settings: BridgeSettings) -> list[BridgeResult]:
+        ids = stable_seed(settings.select, *(problem.id for problem in problems))
+        key = f"{label_of(place)} bridge {ids} policy {self.student.policy_version}"
+        return self._journal.chunks(
+            key, problems, lambda chunk: self._bridge_chunk(place, chunk, settings), BridgeResult,
+            self.settings.checkpoint.chunk,
+        )  # fmt: skip
+
+    def _bridge_chunk(self, place: Place, problems: Sequence[Problem], settings: BridgeSettings) -> list[BridgeResult]:
         known, given_traces = [p for p in problems if p.id in self._given_traces], self._given_traces
         results = [given(p, given_traces[p.id], self.student, self.reward, settings) for p in known]
         problems = [problem for problem in problems if problem.id not in given_traces]
@@ -328,32 +435,51 @@ class Curriculum:
         seed = stable_seed(self.grpo.seed, "probe", place.round, place.stage, self.student.policy_version)
         sampling = Sampling(self.grpo.max_completion_tokens, self.grpo.temperature, self.grpo.top_p, seed)
         attempts = self.settings.probe.attempts
+        key = f"{label} epoch {place.epoch} policy {self.student.policy_version}"
         with self._track(label, len(problems)) as advance:
-            groups = collect(self.student, self.engine, self.reward, problems, attempts, sampling, advance)
-        self.data.ledger.record(groups, place)
+
+            def measure(chunk: list[Problem]) -> list[dict[str, Any]]:
+                groups = collect(self.student, self.engine, self.reward, chunk, attempts, sampling, advance)
+                return [evidence_of(group) for group in groups]
+
+            rows = self._journal.chunks(key, problems, measure, dict, self.settings.checkpoint.chunk)
+        self.data.ledger.take(rows, place)
 
     # -- results ----------------------------------------------------------------------------------------------------
 
-    def _report(self, place: Place, outcome: str, seconds: float, rows: int, evaluated: bool) -> None:
-        label = "base" if place.stage == "base" else f"round {place.round} {place.stage}"
-        scores: list[Score] = []
-        if evaluated and self.benchmarks:
-            total = sum(len(benchmark.problems) for benchmark in self.benchmarks)
-            with self._track(f"benchmarks after {label}", total) as advance:
-                scores = evaluate(
-                    self.student, self.engine, self.reward, self.benchmarks, self.evaluation.greedy(), advance
-                )
-            save_scores(self.run_dir / "benchmarks.jsonl", label, scores)
-        self.reports.append(StageReport(place, outcome, seconds, rows, scores))
-        text = " ".join(f"{score.benchmark} {100 * score.value:.1f}" for score in scores)
-        log.info("%s: %s in %.0f s%s", label, outcome, seconds, f" | {text}" if text else "")
+    def _report(self, place: Place, outcome: str, seconds: float, rows: int, evaluate_now: bool) -> None:
+        """Ends a stage: what it did is kept first, then the benchmarks are run."""
+        self.reports.append(StageReport(place, outcome, seconds, rows, []))
+        self._evaluate_due = evaluate_now
+        save_after_stage(self.run_dir, self._state(), self.student, self.settings.checkpoint.keep)
+        self._journal.clear()
+        self._score()
+
+    def _score(self) -> None:
+        """The benchmarks after the newest stage, if they are due, and the summary of the run so far."""
+        report, label = self.reports[-1], label_of(self.reports[-1].place)
+        if self._evaluate_due and self.benchmarks:
+            report.scores = [Score(**row) for row in self._journal.chunks(
+                f"benchmarks after {label}", self.benchmarks, lambda _: self._benchmark_rows(label), dict,
+                len(self.benchmarks),
+            )]  # fmt: skip
+            save_scores(self.run_dir / "benchmarks.jsonl", label, report.scores)
+        self._evaluate_due = False
+        text = " ".join(f"{score.benchmark} {100 * score.value:.1f}" for score in report.scores)
+        log.info("%s: %s in %.0f s%s", label, report.outcome, report.seconds, f" | {text}" if text else "")
         summary = [
             {"stage": label_of(r.place), "outcome": r.outcome, "seconds": round(r.seconds, 1), "rows": r.rows,
              "scores": [asdict(s) for s in r.scores]}
             for r in self.reports
         ]  # fmt: skip
         write_text(self.run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-        self._save_boundary()
+
+    def _benchmark_rows(self, label: str) -> list[dict[str, Any]]:
+        total = sum(len(benchmark.problems) for benchmark in self.benchmarks)
+        with self._track(f"benchmarks after {label}", total) as advance:
+            settings = self.evaluation.greedy()
+            scores = evaluate(self.student, self.engine, self.reward, self.benchmarks, settings, advance)
+        return [asdict(score) for score in scores]
 
     def _finish(self) -> None:
         strata = stratify(self.data.ledger, self.data.problems, self.data.bands)
@@ -370,29 +496,40 @@ class Curriculum:
         table.caption = "\n".join(skipped) or None
         return table
 
-    def _write_set(self, stage_dir: Path, epoch: int, drawn: Sequence[Any]) -> None:
-        """The exact set of one epoch, readable by a person."""
-        rows: list[Any] = []
-        for row in drawn:
-            if isinstance(row, Problem):
-                rows.append(asdict(row))
-            else:
-                text = self.student.tokenizer.decode
-                rows.append({"problem_id": row.problem_id, "origin": row.origin,
-                             "prompt": text(list(row.prompt_ids)), "target": text(list(row.target_ids))})  # fmt: skip
-        write_records(stage_dir / f"set-epoch-{epoch}.jsonl", rows)
+    def _write_set(self, stage: StageSet, change: Restratified, drawn: Sequence[Any]) -> None:
+        """What an epoch boundary decided: the strata, the exact set, and the traces that were made for it."""
+        folder = self._stage_dir(change.place)
+        append_records(folder / "strata.jsonl", [change])
+        if isinstance(stage, AcquisitionStage):
+            new = list(stage.results.values())[self._bridged :]
+            self._bridged = len(stage.results)
+            append_records(folder / "bridge.jsonl", new)
+            append_records(folder / "rejects.jsonl", bridge_rejects(new))
+        text = self.student.tokenizer.decode
+        rows = [
+            row if isinstance(row, Problem)
+            else {"problem_id": row.problem_id, "origin": row.origin, "prompt": text(list(row.prompt_ids)),
+                  "target": text(list(row.target_ids)), "prompt_ids": row.prompt_ids, "target_ids": row.target_ids}
+            for row in drawn
+        ]  # fmt: skip
+        write_records(folder / f"set-epoch-{change.place.epoch}.jsonl", rows)
 
-    def _write_after(self, stage_dir: Path, stage_set: StageSet) -> None:
-        """What the stage decided on its way: strata at each boundary, bridged traces, critiques, rejects."""
-        history = [change for change in self.data.history if (change.place.round, change.place.stage)
-                   == (stage_set.place.round, stage_set.place.stage)]  # fmt: skip
-        write_records(stage_dir / "strata.jsonl", history)
-        if isinstance(stage_set, AcquisitionStage):
-            write_records(stage_dir / "bridge.jsonl", stage_set.results.values())
-            write_records(stage_dir / "rejects.jsonl", stage_set.rejects() + self.teacher.drain_rejects())
-        if isinstance(stage_set, CritiqueStage):
-            write_records(stage_dir / "critiques.jsonl", stage_set.critiques)
-            write_records(stage_dir / "rejects.jsonl", stage_set.rejects() + self.teacher.drain_rejects())
+    def _drawn(self, stage_dir: Path) -> tuple[int, list[Any]] | None:
+        """The epoch and the set that the fit at hand goes on with; None when it begins."""
+        if self._going_on is None or (place := self._going_on[1].within) is None:
+            return None
+        path = stage_dir / f"set-epoch-{place.epoch}.jsonl"
+        if place.stage == "grpo":
+            return place.epoch, read_records(path, Problem)
+        shown = ("prompt", "target")
+        return place.epoch, [
+            from_json(Example, {k: v for k, v in row.items() if k not in shown}) for row in read_lines(path)
+        ]
+
+    def _write_rejects(self, place: Place) -> None:
+        """What teacher and verifier set aside since the last call."""
+        if rejects := self._journal.take_rejects():
+            append_records(self._stage_dir(place) / "rejects.jsonl", rejects)
 
     def _stage_dir(self, place: Place) -> Path:
         return self.run_dir / f"round-{place.round:02d}" / place.stage
@@ -411,7 +548,3 @@ class Curriculum:
         with Progress(*columns, console=self.console, disable=quiet, transient=True) as progress:
             task = progress.add_task(label, total=total)
             yield lambda count: progress.advance(task, count)
-
-
-def label_of(place: Place) -> str:
-    return "base" if place.stage == "base" else f"round {place.round} {place.stage}"

@@ -18,13 +18,13 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
-from slmreason.callbacks.samples import printable
 from slmreason.config import ConfigError, Parser, differing_keys, fresh_trainer_config, instantiate
 from slmreason.data.evidence import evidence_row, read_evidence
-from slmreason.data.ledger import Ledger, Place, read_harvest, read_lines
+from slmreason.data.ledger import Ledger, Place, given_harvest, read_lines
 from slmreason.data.recorded import read_recorded
 from slmreason.data.strata import Bands, Strata, stratify
 from slmreason.distributed import barrier, first_only, is_first
+from slmreason.evaluate.benchmarks import Benchmark, load_benchmarks
 from slmreason.records import (
     BAND_NAMES,
     BridgeResult,
@@ -35,6 +35,7 @@ from slmreason.records import (
     from_json,
     to_json,
 )
+from slmreason.redact import cell
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling, stable_seed
 from slmreason.runfolder import append_records, write_text
@@ -51,6 +52,17 @@ CHUNK = 256
 """Problems between two writes to the file."""
 
 
+def load_data(made: Namespace, config: Namespace) -> list[Benchmark]:
+    """Loads the benchmarks, and the pool without what stands in them.
+
+    Raises:
+        ValueError: a source cannot be read or gives no problem.
+    """
+    benchmarks = load_benchmarks(config.benchmarks, made.evaluation, made.student)
+    made.data.load(made.student.prompt_length, {benchmark.name: benchmark.problems for benchmark in benchmarks})
+    return benchmarks
+
+
 def prepare_stratify(parser: Parser, config: Namespace) -> Job:
     """Bands of a pool, from new rollouts of the student or from recorded ones."""
     out, dry_run = Path(config.pop("out", "stratify.jsonl")), config.pop("dry_run", False)
@@ -61,13 +73,13 @@ def prepare_stratify(parser: Parser, config: Namespace) -> Job:
         if labelled:
             log.info("the verifier agrees with %d of %d recorded labels", labelled - len(disagreements), labelled)
             for row in disagreements[:10]:
-                log.warning("differs from its label: %s", printable(row))
+                log.warning("differs from its label: %s", row)
         made, processes, problems = None, None, [group.problem for group in groups]
         by_id = {group.problem.id: group for group in groups}
         rollouts = 0
     else:
         made, processes = instantiate(parser, config), Processes(fresh_trainer_config(config))
-        made.data.load(lambda question: len(made.student.encode_question(question)))
+        load_data(made, config)
         problems = list(made.data.problems)
         rollouts = len(problems) * made.curriculum.probe.attempts
     bands = Bands(**vars(config.data.bands))
@@ -103,7 +115,7 @@ def prepare_bridge(parser: Parser, config: Namespace) -> Job:
     """Traces for the problems that are not mastered: raw for the bands that are not bridged, bridged for the others."""
     out, dry_run = Path(config.pop("out", "bridge.jsonl")), config.pop("dry_run", False)
     made, processes = instantiate(parser, config), Processes(fresh_trainer_config(config))
-    made.data.load(lambda question: len(made.student.encode_question(question)))
+    load_data(made, config)
     teacher, ledger = FirstProcessTeacher(made.teacher or TraceTeacher()), Ledger(None)
     ledger.take(made.data.evidence_rows, Place(0, "stratify"))
     missing = [problem for problem in made.data.problems if problem.id not in ledger]
@@ -157,9 +169,9 @@ def prepare_critique(parser: Parser, config: Namespace) -> Job:
     harvest = config.pop("harvest", None)
     if harvest is None:
         raise ConfigError("--harvest is needed: the harvest.jsonl of a run")
-    groups = {group.problem.id: group for _, group in read_harvest(Path(harvest))}
+    groups = {group.problem.id: group for group in given_harvest(Path(harvest))}
     if not groups:
-        raise ConfigError(f"--harvest {harvest}: no group in it, or no such file")
+        raise ConfigError(f"--harvest {harvest}: no group in it")
     made, processes = instantiate(parser, config), Processes(fresh_trainer_config(config))
     teacher = made.teacher or TraceTeacher()
     problems = [group.problem for group in groups.values()]
@@ -226,7 +238,7 @@ def _show_plan(step: str, counts: dict[str, int], cost: str | None) -> None:
     table = Table(title=f"{step}: what would be done", show_header=False)
     for name, count in counts.items():
         table.add_row(name, str(count))
-    table.add_row("paid for", cost or "nothing")
+    table.add_row("paid for", cell(cost or "nothing"))
     _print(table)
 
 
@@ -245,7 +257,7 @@ def _set_aside(out: Path, rejects: Sequence[Reject]) -> None:
     """What the teacher had no answer for, counted on the screen and kept whole beside the file."""
     if rejects:
         append_records(path := out.with_name(f"{out.name}.rejects.jsonl"), rejects)
-        counts = Counter(f"{reject.where}: {printable(reject.reason)}" for reject in rejects)
+        counts = Counter(f"{reject.where}: {reject.reason}" for reject in rejects)
         most = "; ".join(f"{reason} ({count})" for reason, count in counts.most_common(3))
         log.warning("%d without an answer of the teacher: %s; all in %s", len(rejects), most, path)
 
@@ -286,7 +298,7 @@ def bridge_table(results: Sequence[BridgeResult]) -> Table:
         chosen = sum(r.chosen is not None and r.chosen.provenance == kind for r in results)
         table.add_row(
             kind, str(len(mine)), str(chosen), str(sum(fell.values())), *scores,
-            ", ".join(f"{reason} {count}" for reason, count in fell.most_common(2)),
+            cell(", ".join(f"{reason} {count}" for reason, count in fell.most_common(2))),
         )  # fmt: skip
     return table
 
@@ -305,5 +317,5 @@ def critique_table(records: Sequence[Critique]) -> Table:
             if fault.startswith(kind)
         )
         most = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(2))
-        table.add_row(kind, str(passed), str(len(records) - passed), most)
+        table.add_row(kind, str(passed), str(len(records) - passed), cell(most))
     return table

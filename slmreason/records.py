@@ -1,16 +1,18 @@
 """The nouns: frozen dataclasses that flow between the rooms, each with one JSON form.
 
 Nothing here touches a model or a file. `to_json` gives plain dicts, lists and scalars; `from_json` refuses
-unknown and missing fields by name, so a file written by hand fails where it is wrong.
+unknown and missing fields and wrong types by name, so a file written by hand fails where it is wrong.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from functools import lru_cache
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 Band = Literal["simple", "medium", "hard"]
 BAND_NAMES: tuple[Band, ...] = ("simple", "medium", "hard")
@@ -25,29 +27,67 @@ def to_json(record: Any) -> dict[str, Any]:
     return dataclasses.asdict(record)
 
 
-def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
+def from_json(cls: type[T], data: Any) -> T:
     """Builds a record of `cls` from its JSON form.
 
     Raises:
-        ValueError: a field is unknown or a required one is missing; the message names both.
+        ValueError: a field is unknown, missing or of another type; the message names the record and the field.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(fields))
-    required = {
-        name
-        for name, f in fields.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    missing = sorted(required - set(data))
+    name = cls.__name__
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{name} must be an object, not {reprlib.repr(data)}")
+    kinds, required = _fields(cast(type, cls))
+    unknown, missing = sorted(set(data) - set(kinds)), sorted(required - set(data))
     if unknown or missing:
-        raise ValueError(f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-    for name, nested in _NESTED.get(cls.__name__, {}).items():
-        if isinstance(values.get(name), Mapping):
-            values[name] = from_json(nested, data[name])
-        elif isinstance(values.get(name), tuple):
-            values[name] = tuple(from_json(nested, v) for v in values[name])
-    return cls(**values)
+        raise ValueError(f"{name}: unknown fields {unknown}, missing fields {missing}")
+    return cls(**{key: _typed(kinds[key], value, f"{name}: {key}") for key, value in data.items()})
+
+
+@lru_cache
+def _fields(cls: type) -> tuple[dict[str, Any], set[str]]:
+    """(type of each field, those without a default)."""
+    fields, kinds, nothing = dataclasses.fields(cls), get_type_hints(cls), dataclasses.MISSING
+    return {f.name: kinds[f.name] for f in fields}, {
+        f.name for f in fields if f.default is nothing and f.default_factory is nothing
+    }
+
+
+_PLAIN: dict[Any, tuple[str, Any]] = {
+    str: ("a text", str), int: ("a whole number", int), float: ("a number", int | float), bool: ("true or false", bool)
+}  # fmt: skip
+
+
+def _typed(kind: Any, value: Any, what: str) -> Any:
+    """A JSON value as a field of type `kind`; `what` names the field, for the error."""
+    origin, options = get_origin(kind), get_args(kind)
+    if type(None) in options:
+        return None if value is None else _typed(options[0], value, what)
+    if dataclasses.is_dataclass(kind):
+        return from_json(cast(type, kind), value)
+    if origin is tuple and isinstance(value, list | tuple):
+        if not set(map(type, value)) <= {options[0]}:  # else each is right: a rollout has hundreds of tokens
+            return tuple(_typed(options[0], item, what) for item in value)
+        return tuple(value)
+    if kind in _PLAIN and isinstance(value, _PLAIN[kind][1]) and isinstance(value, bool) == (kind is bool):
+        if kind is str:
+            check_text(value, what)
+        return value
+    if (origin is Literal and value in options) or kind is Any or origin is dict:
+        return value
+    wanted = _PLAIN[kind][0] if kind in _PLAIN else f"one of {', '.join(options)}" if origin is Literal else "a list"
+    raise ValueError(f"{what} must be {wanted}, not {reprlib.repr(value)}")
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuses half a character, as `"\\ud800"` is in JSON: no tokenizer takes it and no file can hold it.
+
+    Raises:
+        ValueError: there is one; the message names `what` the text is.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} holds half a character (a lone surrogate) at position {error.start + 1}") from error
 
 
 @dataclass(frozen=True)
@@ -186,6 +226,8 @@ class BridgeResult:
     problem: Problem
     candidates: tuple[BridgeCandidate, ...]
     chosen: Trace | None
+    band: Band | None = None
+    """Where the problem stood when its trace was made."""
 
 
 @dataclass(frozen=True)
@@ -254,12 +296,3 @@ class Reject:
     where: str
     reason: str
     detail: dict[str, Any] = field(default_factory=dict)
-
-
-_NESTED: dict[str, dict[str, Any]] = {
-    "RolloutGroup": {"problem": Problem, "rollouts": Rollout},
-    "Trace": {"learnability": Learnability},
-    "BridgeCandidate": {"trace": Trace},
-    "BridgeResult": {"problem": Problem, "candidates": BridgeCandidate, "chosen": Trace},
-    "Critique": {"problem": Problem, "diagnosis": Diagnosis},
-}

@@ -5,11 +5,15 @@ Of several processes, which all hold the same records, the first one writes.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from slmreason.distributed import is_first
 from slmreason.records import from_json, to_json
@@ -23,11 +27,77 @@ def write_text(path: Path, text: str) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        temporary.write_bytes(text.encode("utf-8"))
+        replace_synced(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_synced(temporary: Path, path: Path) -> None:
+    """Gives a finished file its name once it is on the disk, and makes sure that the name is there too."""
+    _sync(temporary)
     os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Writes a folder so that it is there whole or not at all; one that is there already is replaced.
+
+    Args:
+        fill: called with an empty folder to write into.
+    """
+    temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        for path in temporary.rglob("*"):
+            _sync(path)
+        _sync(temporary)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if folder.exists():
+        os.replace(folder, old)  # a folder cannot take the place of one that is not empty
+    os.replace(temporary, folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""What the operating system says when a file cannot grow: disk, file size limit, quota."""
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Takes a run folder for this process, until the file that is given back is closed or the process ends.
+
+    Raises:
+        ValueError: another process has it; the message gives its number.
+    """
+    file = open(folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - held as long as the run
+    try:
+        # A lock of this process alone: one by flock would live on in forked dataloader workers.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        file.close()
+        raise ValueError(f"{folder}: in use by process {owner}; wait for it, or stop it first") from error
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {os.uname().nodename}\n")
+    file.flush()
+    return file
 
 
 def write_records(path: Path, records: Iterable[Any]) -> None:
@@ -42,16 +112,55 @@ def read_records(path: Path, cls: type[T]) -> list[T]:
     Raises:
         ValueError: the file is not there, or a line is not such a record; the message names file and line.
     """
+    return [record_of(cls, row, where) for where, row in written_rows(path)]
+
+
+def record_of(cls: type[T], row: Any, where: str) -> T:
+    """The record in a row of a file.
+
+    Raises:
+        ValueError: the row is no such record; the message says where it stands and why.
+    """
+    try:
+        return from_json(cls, row)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def written_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where, row) of a JSONL file that slmreason wrote and a person may have edited. It is read as a whole or refused.
+
+    Raises:
+        ValueError: the file cannot be read, or a line of it is not JSON; the message names file and line.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    records = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                records.append(from_json(cls, json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-    return records
+    number = 0
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path}, line {number}", parse_line(line)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}; mend the line or remove it") from error
+
+
+def parse_line(line: bytes) -> Any:
+    """The JSON of one line.
+
+    Raises:
+        ValueError: the line is not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(line.removeprefix(BOM_UTF8).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start + 1}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, nested too deeply
+        raise ValueError(f"cannot be read as JSON: {error}") from error
 
 
 def append_records(path: Path, records: Iterable[Any]) -> None:

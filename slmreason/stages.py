@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slmreason.batching import PromptBatch
 from slmreason.data.datamodule import PackedDataset, ReasoningDataModule, packed_batches
 from slmreason.data.ledger import Place
 from slmreason.data.strata import Strata, acquisition_set, consolidation_set, still_unsolved
-from slmreason.records import Band, BridgeResult, Critique, CritiqueKind, Example, Problem, Reject, Trace
+from slmreason.records import Band, BridgeResult, Critique, CritiqueKind, Example, Problem, Reject
 from slmreason.student import Student
 from slmreason.teacher.critique import CritiqueSettings, capped, critique_examples
 
@@ -40,19 +40,17 @@ class AcquisitionStage:
     """Critique records of the round before that are mixed into this fit."""
     critique_kinds: Sequence[CritiqueKind] = ()
     results: dict[tuple[str, str], BridgeResult] = field(default_factory=dict)
-    """By (band, problem id)."""
-    trained: dict[str, Trace] = field(default_factory=dict)
+    """By (band, problem id), in the order they were made."""
 
     def build(self, strata: Strata, epoch: int) -> list[Example]:
-        for band, problems in (("medium", strata.medium), ("hard", strata.hard)):
-            self._make_traces(band, problems, self.bridge if band in self.bridged_bands else self.teach)
+        self._make_traces("medium", strata.medium, self._maker("medium"))
+        self._make_traces("hard", strata.hard, self._maker("hard"))
         bands = strata.band_of
         examples = []
         for problem in acquisition_set(strata):
             trace = self.results[bands[problem.id], problem.id].chosen
             if trace is None:
                 continue
-            self.trained[problem.id] = trace
             target = self.student.encode_target(trace.text)
             examples.append(
                 Example(self.student.encode_question(problem.question), target, problem.id, trace.provenance)
@@ -64,23 +62,27 @@ class AcquisitionStage:
     def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> PackedDataset:
         return packed_batches(rows, data, epoch, accumulate, self.student.pad_token_id, self.place)
 
-    def rejects(self) -> list[Reject]:
-        """Candidates that fell, with the reason each fell for."""
-        return [
-            Reject(result.problem.id, f"{candidate.trace.provenance} trace", candidate.rejected)
-            for result in self.results.values()
-            for candidate in result.candidates
-            if candidate.rejected
-        ] + [
-            Reject(result.problem.id, f"{band} problem", "no trace at all: not in this fit")
-            for (band, _), result in self.results.items()
-            if not result.candidates
-        ]
+    def _maker(self, band: Band) -> BridgeFn:
+        return self.bridge if band in self.bridged_bands else self.teach
 
-    def _make_traces(self, band: str, problems: Sequence[Problem], make: BridgeFn) -> None:
+    def _make_traces(self, band: Band, problems: Sequence[Problem], make: BridgeFn) -> None:
         missing = [problem for problem in problems if (band, problem.id) not in self.results]
         for result in make(missing) if missing else []:
-            self.results[band, result.problem.id] = result
+            self.results[band, result.problem.id] = replace(result, band=band)
+
+
+def bridge_rejects(results: Sequence[BridgeResult]) -> list[Reject]:
+    """Candidates that fell, with the reason each fell for, and problems that have none."""
+    return [
+        Reject(result.problem.id, f"{candidate.trace.provenance} trace", candidate.rejected)
+        for result in results
+        for candidate in result.candidates
+        if candidate.rejected
+    ] + [
+        Reject(result.problem.id, f"{result.band} problem", "no trace at all: not in this fit")
+        for result in results
+        if not result.candidates
+    ]
 
 
 @dataclass

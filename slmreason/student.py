@@ -21,6 +21,7 @@ from slmreason import weights
 from slmreason.batching import PackedBatch
 from slmreason.chat import Chat
 from slmreason.distributed import barrier, is_first
+from slmreason.runfolder import write_folder
 from slmreason.weights import FrozenWeights
 
 EMBEDDED = Path(__file__).parent / "embedded" / "students"
@@ -110,7 +111,7 @@ class Student(nn.Module):
         self.lora = lora
         self.network: PreTrainedModel = _with_adapters(network, lora, gradient_checkpointing) if lora else network
         self._reference: FrozenWeights | None = None
-        self.network.eval()
+        self.eval()
 
     @property
     def device(self) -> torch.device:
@@ -136,6 +137,10 @@ class Student(nn.Module):
     def encode_question(self, question: str) -> tuple[int, ...]:
         """Token ids of the prompt that asks for a solution: the question, the instruction, the generation prompt."""
         return self.chat.question(question)
+
+    def prompt_length(self, question: str) -> int:
+        """Tokens of `encode_question`."""
+        return len(self.encode_question(question))
 
     def encode_target(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer with the end-of-turn token, without any other special token."""
@@ -185,6 +190,16 @@ class Student(nn.Module):
         return self.score(batch, temperature, with_entropy)
 
     @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within it there is no dropout; afterwards the student is in the mode that it was in."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+
+    @contextmanager
     def reference(self) -> Iterator[None]:
         """Within it, `score` answers as the reference policy: adapters off (LoRA), or the frozen weights.
 
@@ -202,6 +217,10 @@ class Student(nn.Module):
             yield
         finally:
             self._reference.swap()
+
+    @property
+    def has_reference(self) -> bool:
+        return self.lora is not None or self._reference is not None
 
     def freeze_reference(self) -> None:
         """Keeps the present weights as the reference policy. With LoRA the base already is one: nothing is copied."""
@@ -247,7 +266,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def load_trainable_state(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Puts back what `trainable_state` gave, before the student is sharded.
+        """Puts back what `trainable_state` gave, into shards too.
 
         Raises:
             ValueError: a name or a shape differs; the message names the first and `source`.
@@ -257,7 +276,7 @@ class Student(nn.Module):
         if differing:
             raise ValueError(f"{source}: not the weights of this student, first at {differing[0]}")
         for name, parameter in mine.items():
-            parameter.copy_(state[name])
+            parameter.copy_(weights.like(parameter, state[name]))
 
     def save(self, folder: str | Path) -> None:
         """Writes the student in Hugging Face form (LoRA merged), loadable by `AutoModelForCausalLM`.
@@ -265,10 +284,13 @@ class Student(nn.Module):
         Every process must call it; the first one writes, and alone holds a whole copy, on the CPU.
         """
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if is_first()}
+
+        def fill(empty: Path) -> None:
+            self.base_model.save_pretrained(empty, state_dict=state)
+            self.tokenizer.save_pretrained(empty)
+
         if is_first():
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.base_model.save_pretrained(folder, state_dict=state)
-            self.tokenizer.save_pretrained(folder)
+            write_folder(Path(folder), fill)
         barrier()
 
 

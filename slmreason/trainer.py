@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.callbacks.timer import Timer
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import (
     DDPStrategy,
     FSDPStrategy,
@@ -21,10 +22,18 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.strategy import Strategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
-from slmreason.distributed import world_size
+from slmreason.callbacks import KeepCheckpoints, TrainingHealth
+from slmreason.checkpoint import SafetensorsIO
+from slmreason.distributed import is_first, world_size
+from slmreason.metricsfile import StageCSVLogger
 from slmreason.modules.grpo import GRPOModule
 from slmreason.student import Student
+from slmreason.weights import like
 
 T = TypeVar("T")
 FreshConfig = Callable[[], dict[str, Any]]
@@ -42,7 +51,11 @@ def build_trainer(
     """The Trainer of one fit.
 
     The user's flags stand, with four additions: max_epochs is at most `epochs`, max_time is what is left of the whole
-    run's, the dataloader is rebuilt at each epoch boundary, and metrics.csv and checkpoints lie in the stage's folder.
+    run's, the dataloader is rebuilt at each epoch boundary, metrics.csv lies in the stage's folder, and checkpoints
+    hold no pickle.
+
+    Raises:
+        ValueError: trainer.plugins has another way to write checkpoints.
     """
     config = fresh_config()
     wanted = config.get("max_epochs")
@@ -52,7 +65,10 @@ def build_trainer(
     config["reload_dataloaders_every_n_epochs"] = 1
     config["use_distributed_sampler"] = False  # batches are planned for all ranks at once
     config["logger"] = _loggers(config.get("logger"), stage_dir)
-    config["callbacks"] = _callbacks(config, callbacks, stage_dir)
+    config["callbacks"] = _callbacks(config, callbacks)
+    config["plugins"] = [*_listed(config.get("plugins")), SafetensorsIO()]
+    if any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"][:-1]):
+        raise ValueError("trainer.plugins: checkpoints are written as safetensors; another CheckpointIO has no place")
     if config.get("enable_model_summary") is None:
         config["enable_model_summary"] = False  # the same student in every fit: say it only when asked
     config["log_every_n_steps"] = config.get("log_every_n_steps") or 1
@@ -73,18 +89,22 @@ def run_time(fresh_config: FreshConfig) -> timedelta | None:
 def _loggers(wanted: Any, stage_dir: Path) -> Any:
     if wanted is False:
         return False
-    given: list[Logger] = [] if wanted is None or wanted is True else wanted if isinstance(wanted, list) else [wanted]
-    return [CSVLogger(str(stage_dir), name="", version="", flush_logs_every_n_steps=20), *given]
+    given: list[Logger] = [] if wanted is True else _listed(wanted)
+    return [StageCSVLogger(stage_dir), *given]
 
 
-def _callbacks(config: dict[str, Any], ours: Sequence[Callback], stage_dir: Path) -> list[Callback]:
-    given = config.get("callbacks") or []
-    theirs = list(given) if isinstance(given, list) else [given]
-    mine = list(ours)
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _callbacks(config: dict[str, Any], ours: Sequence[Callback]) -> list[Callback]:
+    theirs, mine = _listed(config.get("callbacks")), list(ours)
     if config.get("enable_progress_bar") is False or any(isinstance(c, ProgressBar) for c in theirs):
         mine = [callback for callback in mine if not isinstance(callback, ProgressBar)]
-    if config.get("enable_checkpointing") is not False and not any(isinstance(c, ModelCheckpoint) for c in theirs):
-        mine.append(ModelCheckpoint(dirpath=stage_dir / "checkpoints", filename="{epoch}-{step}"))
+    if any(isinstance(callback, TrainingHealth) for callback in theirs):
+        mine = [callback for callback in mine if not isinstance(callback, TrainingHealth)]
+    if config.get("enable_checkpointing") is False:
+        mine = [callback for callback in mine if not isinstance(callback, KeepCheckpoints)]
     # Ours first: evidence must be in the ledger before a user's callback looks at it.
     return [*mine, *theirs]
 
@@ -110,14 +130,59 @@ def with_strategy(config: dict[str, Any]) -> dict[str, Any]:
         return config
     if wanted._tensor_parallel_size not in ("auto", 1):
         raise ValueError("trainer.strategy: tensor_parallel_size must be 1 (the student is sharded over all processes)")
-    sharded = ModelParallelStrategy(
+    sharded = ShardedStrategy(
         data_parallel_size=world_size(),
         tensor_parallel_size=1,
-        save_distributed_checkpoint=wanted._save_distributed_checkpoint,
+        save_distributed_checkpoint=False,
         process_group_backend=wanted._process_group_backend,
         timeout=wanted._timeout,
     )
     return {**config, "strategy": sharded}
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 whose checkpoints are those of one process: one file, gathered a tensor at a time, of what is trained."""
+
+    lightning_restore_optimizer = True  # type: ignore[assignment]
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        gathered = ((n, p) for n, p in self.lightning_module.named_parameters() if p.requires_grad)
+        return {name: whole for name, p in gathered if (whole := _whole(p)) is not None}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        moments = {i: {name: _whole(value) for name, value in kept.items()} for i, kept in state["state"].items()}
+        return {**state, "state": moments}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    @torch.no_grad()
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        mine = dict(self.lightning_module.named_parameters())
+        for name, tensor in checkpoint["state_dict"].items():
+            mine[name].copy_(like(mine[name], tensor))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            moments = {
+                i: {name: like(parameters[i], v) if v.shape == parameters[i].shape else v for name, v in kept.items()}
+                for i, kept in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": moments})
+
+
+def _whole(tensor: Tensor) -> Tensor | None:
+    """A tensor without its sharding, on the CPU of the first process alone; every process must ask for it in step."""
+    whole = tensor.detach()
+    whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
+    return whole.to("cpu", copy=True) if is_first() else None
 
 
 class Processes:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def units(network: nn.Module) -> list[FSDPModule]:
@@ -77,6 +77,14 @@ def trainable(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def like(parameter: Tensor, whole: Tensor) -> Tensor:
+    """A whole tensor as `parameter` has it: on its device, and this process's shard of it if that is sharded."""
+    moved = whole.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return moved
+    return distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 class FrozenWeights:

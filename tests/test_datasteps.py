@@ -174,8 +174,8 @@ def test_given_critiques_are_for_one_cft_also_when_the_run_is_resumed(
     left: list[int] = []
     restore = Curriculum._restore
 
-    def spy(self: Curriculum, boundary: Any) -> None:
-        restore(self, boundary)
+    def spy(self: Curriculum, *found: Any) -> None:
+        restore(self, *found)
         left.append(len(self._given_critiques))
 
     monkeypatch.setattr(Curriculum, "_restore", spy)

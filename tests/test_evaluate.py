@@ -9,6 +9,7 @@ import pytest
 from slmreason.evaluate.benchmarks import EvaluationSettings, Score, load_benchmarks, scores_table, short_name
 from slmreason.evaluate.metrics import MajAtK, PassAtK, pass_at_k
 from slmreason.records import Problem, Rollout, RolloutGroup, wilson_interval
+from slmreason.student import Student
 
 
 def group(answers: list[str], gold: str = "1") -> RolloutGroup:
@@ -61,7 +62,9 @@ def test_benchmarks_have_short_names() -> None:
         "y",
         "mawps",
     ]
-    [benchmark] = load_benchmarks(["embedded:chain/test?count=9"], limit=4)
+    [benchmark] = load_benchmarks(
+        ["embedded:chain/test?count=9"], EvaluationSettings(limit=4), Student("embedded:qwen2")
+    )
     assert (benchmark.name, len(benchmark.problems)) == ("chain", 4)
 
 

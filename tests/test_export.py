@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from slmreason.boundary import load_student_state
 from slmreason.cli import main
 from slmreason.embedded.families import make_problems
+from slmreason.resume import load_run
 from slmreason.student import Lora, Student
 from tests.runs import LORA, SMALL
 
@@ -46,7 +46,7 @@ def greedy(model: PreTrainedModel | PeftModel, folder: Path) -> list[list[int]]:
 def trained(run: Path) -> Student:
     """The student as the run left it, adapters on."""
     student = Student("embedded:qwen2", lora=Lora(r=8), instruction="Box it.")
-    assert load_student_state(run, student) is not None
+    assert load_run(run, student)[0].reports
     return student
 
 

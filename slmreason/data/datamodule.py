@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader
 
 from slmreason.batching import PackedBatch, collate, plan_batches, without_targets
+from slmreason.data.contamination import contaminated
 from slmreason.data.evidence import read_evidence
 from slmreason.data.ledger import Ledger, Place
-from slmreason.data.sources import Columns, load_problems
+from slmreason.data.sources import Columns, load_problems, most_common
 from slmreason.data.strata import Bands, Strata, stratify
 from slmreason.distributed import rank, world_size
 from slmreason.records import Band, Example, Problem, Reject
@@ -72,6 +74,7 @@ class ReasoningDataModule(L.LightningDataModule):
         batch_size: int | None = None,
         bands: Bands = Bands(),  # noqa: B008 - frozen
         review_share: float = 0.1,
+        decontaminate: bool = True,
         evidence: str | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -88,6 +91,8 @@ class ReasoningDataModule(L.LightningDataModule):
             batch_size: At most so many examples in a micro-batch of SFT and CFT; the token budget alone when not set.
             bands: Where the difficulty bands begin.
             review_share: Share of the Consolidation Set that mastered problems make up.
+            decontaminate: Problems that a benchmark asks too, to the letter or but for case, spacing and punctuation,
+                are set aside into rejects.jsonl; false keeps them, with a warning.
             evidence: File of `slmreason stratify` for this student: what it measured is not measured again.
             num_workers: Worker processes of the dataloader; batches are planned beforehand, so the order is the same.
             seed: Of shuffling and review draws.
@@ -105,7 +110,7 @@ class ReasoningDataModule(L.LightningDataModule):
             raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
         self.train = train
         self.columns, self.split, self.limit = columns, split, limit
-        self.max_prompt_tokens, self.evidence = max_prompt_tokens, evidence
+        self.max_prompt_tokens, self.decontaminate, self.evidence = max_prompt_tokens, decontaminate, evidence
         self.token_budget, self.batch_size = token_budget, batch_size
         self.bands, self.review_share = bands, review_share
         self.num_workers, self.seed = num_workers, seed
@@ -115,52 +120,61 @@ class ReasoningDataModule(L.LightningDataModule):
         self.ledger = Ledger(None)
         self.band_of: dict[str, Band] = {}
         """Band of each problem at the newest stratification."""
-        self.history: list[Restratified] = []
         self._stage: StageSet | None = None
-        self._on_set: Callable[[int, Sequence[Any]], None] | None = None
+        self._on_set: Callable[[Restratified, Sequence[Any]], None] | None = None
         self._rows: Sequence[Any] = ()
         self._built_at: tuple[int, int] | None = None
 
     # -- the pool ---------------------------------------------------------------------------------------------------
 
-    def load(self, prompt_length: Callable[[str], int]) -> None:
+    def load(self, prompt_length: Callable[[str], int], benchmarks: Mapping[str, Iterable[Problem]]) -> None:
         """Reads the pool, and the evidence that `slmreason stratify` wrote of it.
 
         Args:
             prompt_length: question -> number of prompt tokens under the student's template.
+            benchmarks: problems that are not to be trained on, by the benchmark's name.
 
         Raises:
             ValueError: the source is unreadable, or every problem of it was set aside.
         """
         loaded = load_problems(self.train, self.columns, self.split, self.limit)
-        kept, rejects = [], list(loaded.rejects)
-        for problem in loaded.problems:
-            length = prompt_length(problem.question)
-            if length > self.max_prompt_tokens:
-                reason = f"prompt of {length} tokens, data.max_prompt_tokens is {self.max_prompt_tokens}"
-                rejects.append(Reject(problem.id, loaded.name, reason))
-            else:
-                kept.append(problem)
-        if not kept:
-            raise ValueError(f"data.train: {self.train}: every problem was set aside, e.g. {rejects[0].reason}")
-        self.problems, self.rejects = tuple(kept), tuple(rejects)
+        limit = self.max_prompt_tokens
+        loaded = loaded.within(prompt_length, limit, f"data.max_prompt_tokens is {limit}")
+        found = contaminated(loaded.problems, benchmarks)
+        if self.decontaminate:
+            loaded = loaded.without(found)
+        elif found:
+            log.warning("%d of %d training problems stand in a benchmark too and are kept (data.decontaminate): %s",
+                        len(found), len(loaded.problems), next(iter(found.values())))  # fmt: skip
+        if not loaded.problems:
+            raise ValueError(f"data.train: {self.train}: every problem was set aside: {most_common(loaded.rejects)}")
+        self.problems, self.rejects = loaded.problems, loaded.rejects
         if self.evidence is not None:
-            pool = {problem.id for problem in kept}
+            pool = {problem.id for problem in self.problems}
             self.evidence_rows = [row for row in read_evidence(Path(self.evidence)) if row["problem_id"] in pool]
 
     # -- one fit ----------------------------------------------------------------------------------------------------
 
-    def enter(self, stage: StageSet, on_set: Callable[[int, Sequence[Any]], None] | None = None) -> int:
+    def enter(
+        self,
+        stage: StageSet,
+        on_set: Callable[[Restratified, Sequence[Any]], None] | None = None,
+        drawn: tuple[int, Sequence[Any]] | None = None,
+    ) -> int:
         """Stratifies for the first epoch of a fit on `stage`.
 
         Args:
-            on_set: called with (epoch, rows) whenever a set was drawn.
+            on_set: called with what changed and the rows whenever a set was drawn.
+            drawn: the epoch and the rows of a fit that goes on in its middle; they were drawn before.
 
         Returns:
             How many rows the fit would start with; 0 means that it must be skipped.
         """
         self._stage, self._on_set, self._built_at = stage, on_set, None
-        self._restratify(0)
+        if drawn is not None:
+            self._rows, self._built_at = drawn[1], (drawn[0], self.ledger.version)
+        else:
+            self._restratify(0)
         return len(self._rows)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -180,10 +194,10 @@ class ReasoningDataModule(L.LightningDataModule):
                         self._stage.place.stage, epoch)  # fmt: skip
         accumulate = self.trainer.accumulate_grad_batches
         batches = self._stage.batches(self._rows, self, epoch, accumulate)
-        return DataLoader(
-            batches,  # type: ignore[arg-type]
-            batch_size=None,
-            shuffle=False,
+        loop = self.trainer.fit_loop
+        return PlannedLoader(
+            batches,
+            start=loop.epoch_loop.batch_progress.current.completed if loop.restarting else 0,
             num_workers=self.num_workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
@@ -197,14 +211,38 @@ class ReasoningDataModule(L.LightningDataModule):
         place = Place(self._stage.place.round, self._stage.place.stage, epoch)
         change = Restratified(place, strata.counts, dict(strata.moves_from(self.band_of)), len(self._rows))
         self.band_of, self._built_at = strata.band_of, (epoch, self.ledger.version)
-        self.history.append(change)
         log.info(change.describe())
         if self._on_set is not None:
-            self._on_set(epoch, self._rows)
+            self._on_set(change, self._rows)
 
     def rng(self, *key: object) -> random.Random:
         """A generator of its own for each purpose, so one draw never shifts another."""
         return random.Random("/".join(map(str, (self.seed, *key))))
+
+
+class PlannedLoader(DataLoader[Any]):
+    """Batches that were planned beforehand, from the `start`-th on: a fit that goes on has had those before it."""
+
+    def __init__(self, batches: Sequence[Any], start: int, num_workers: int, pin_memory: bool) -> None:
+        super().__init__(
+            batches,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=range(start, len(batches)),
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # an iterator draws a seed for its workers: not from the global generator
+        )
+
+    def __len__(self) -> int:
+        """Batches of the whole epoch: what Lightning counts against."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: Lightning's loop knows the place. Having this method tells it that we can go on from there."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to do: see `state_dict`."""
 
 
 class PackedDataset(Sequence[PackedBatch]):

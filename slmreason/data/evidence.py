@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmreason.data.ledger import own_solution, read_lines
+from slmreason.data.ledger import own_solution
 from slmreason.data.strata import Bands
 from slmreason.records import RolloutGroup
+from slmreason.runfolder import record_of, written_rows
 
-NEEDED = ("problem_id", "attempts", "successes")
+KEPT = ("problem_id", "attempts", "successes", "solution")
 
 
 def evidence_row(group: RolloutGroup, bands: Bands) -> dict[str, Any]:
@@ -25,6 +27,17 @@ def evidence_row(group: RolloutGroup, bands: Bands) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class EvidenceRow:
+    """What `fit` reads of a line."""
+
+    problem_id: str
+    attempts: int
+    successes: int
+    solution: str | None = None
+    policy_version: int = 0
+
+
 def read_evidence(path: Path) -> list[dict[str, Any]]:
     """The rows of such a file, as the ledger takes them.
 
@@ -34,12 +47,10 @@ def read_evidence(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         raise ValueError(f"{path}: no such file; `slmreason stratify` makes one")
     rows = []
-    for number, row in enumerate(read_lines(path), start=1):
-        missing = [key for key in NEEDED if key not in row]
-        if missing:
-            raise ValueError(f"{path}, line {number}: no {missing[0]!r}")
-        attempts, successes = row["attempts"], row["successes"]
-        if not (isinstance(attempts, int) and isinstance(successes, int) and 0 <= successes <= attempts and attempts):
-            raise ValueError(f"{path}, line {number}: {successes!r} successes of {attempts!r} attempts cannot be")
-        rows.append({key: row[key] for key in NEEDED} | {"policy_version": 0, "solution": row.get("solution")})
+    for where, row in written_rows(path):
+        known = {key: row[key] for key in KEPT if key in row} if isinstance(row, dict) else row
+        found = record_of(EvidenceRow, known, where)
+        if not 0 <= found.successes <= found.attempts or not found.attempts:
+            raise ValueError(f"{where}: {found.successes} successes of {found.attempts} attempts cannot be")
+        rows.append(vars(found))
     return rows

@@ -1,66 +1,116 @@
-"""Rows of local files, each with where it stands: JSONL, JSON, Parquet, and LogiQA's own text form."""
+"""Rows of local files, each with where it stands: JSONL, JSON, Parquet, and LogiQA's own text form.
+
+A row that cannot be read comes as the error itself, in its place among the others. A file that cannot be read to its
+end, or has no row, is refused: an error that names it.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
+
+from slmreason.runfolder import parse_line
 
 LOCAL_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
+UNREADABLE = (OSError, EOFError, zlib.error)
+"""What reading a file raises that cannot be opened, or whose compression is broken or cut off."""
 
 
 def local_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where, row) of a local JSONL, JSON, Parquet or LogiQA text file; a broken line comes as the error itself.
+    """(where, row) of a local JSONL, JSON, Parquet or LogiQA text file; a row that cannot be read is its ValueError.
 
     Raises:
-        ValueError: the file is not there or cannot be read; the message names it.
+        ValueError: the file is not there, is empty or cannot be read to its end; the message names it, and the line.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: " + ("a folder, not a file" if os.path.isdir(path) else "no such file"))
+    kinds = {".parquet": _parquet_rows, ".json": _json_rows, ".txt": _logiqa_rows}
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    number = 0
+    for number, row in enumerate(kinds.get(suffix, _jsonl_rows)(path), start=1):  # noqa: B007 - counted
+        yield row
+    if not number:
+        raise ValueError(f"{path}: empty, there is no row in it")
 
-        try:
-            table = pyarrow.parquet.read_table(path)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: cannot be read as Parquet ({error})") from error
-        for number, row in enumerate(table.to_pylist(), start=1):
-            yield f"{path}, row {number}", row
-        return
-    opener = gzip.open if path.suffix == ".gz" else open
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    number = 0
     try:
-        with opener(path, "rb") as file:
-            if path.name.removesuffix(".gz").endswith(".json"):
-                for number, row in enumerate(json.loads(file.read()), start=1):
-                    yield f"{path}, row {number}", row
-                return
-            if path.name.removesuffix(".gz").endswith(".txt"):
-                yield from _logiqa_rows(path, file.read().decode("utf-8-sig").split("\n"))
-                return
+        with _opened(path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield f"{path}, line {number}", _parse_line(line)
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
+                    yield f"{path}, line {number}", _or_error(line)
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: cannot be read past line {number} ({error})") from error
 
 
-def _parse_line(line: bytes) -> Any:
+def _or_error(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return parse_line(line)
     except ValueError as error:
-        return ValueError(f"not JSON: {error}")
+        return error
 
 
-def _logiqa_rows(path: Path, lines: list[str]) -> Iterator[tuple[str, Any]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    text = _whole_text(path)
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, nested too deeply
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: must hold a list of objects, not one {type(rows).__name__}; JSONL is named .jsonl")
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, row {number}", row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path}: cannot be read as Parquet ({error})") from error
+    for number in range(table.num_rows):
+        try:
+            [row] = table.slice(number, 1).to_pylist()
+        except (ValueError, OverflowError) as error:  # text that is not UTF-8, a time that is no date
+            row = ValueError(f"not readable: {error}")
+        yield f"{path}, row {number + 1}", row
+
+
+def _opened(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else open(path, "rb")
+
+
+def _whole_text(path: Path) -> str:
+    try:
+        with _opened(path) as file:
+            data = file.read()
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: cannot be read to its end ({error})") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason})") from error
+
+
+def _logiqa_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """(where, row) of LogiQA's own text files, with the columns that it has on the hub.
 
     Blank lines part the blocks; each is the letter of the right option, the context, the question and the options.
     """
     block: list[str] = []
-    for number, line in enumerate([*lines, ""], start=1):
+    for number, line in enumerate([*_whole_text(path).split("\n"), ""], start=1):
         if line.strip():
             block.append(line.strip())
         elif block:

@@ -16,7 +16,7 @@ from typing import Any
 
 from slmreason.distributed import is_first
 from slmreason.records import Band, Difficulty, Exemplar, Problem, RolloutGroup, Trace, from_json, to_json
-from slmreason.runfolder import append_records
+from slmreason.runfolder import append_records, record_of, written_rows
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,14 @@ class Place:
     round: int
     stage: str
     epoch: int = 0
+
+
+@dataclass(frozen=True)
+class HarvestRow:
+    """A line of `harvest.jsonl`."""
+
+    place: Place
+    group: RolloutGroup
 
 
 class Ledger:
@@ -47,7 +55,9 @@ class Ledger:
             self._folder.mkdir(parents=True, exist_ok=True)
             for row in read_lines(self._folder / "ledger.jsonl"):
                 self._note(row)
-            self._harvest.extend(read_harvest(self._folder / "harvest.jsonl"))
+            for row in read_lines(self._folder / "harvest.jsonl"):
+                entry = from_json(HarvestRow, row)
+                self._harvest.append((entry.place, entry.group))
 
     def __len__(self) -> int:
         return len(self._difficulty)
@@ -74,19 +84,7 @@ class Ledger:
 
     def record(self, groups: Iterable[RolloutGroup], place: Place) -> None:
         """Adds one piece of evidence for each group: every rollout counts, whoever asked for it."""
-        self.take(
-            [
-                {
-                    "problem_id": group.problem.id,
-                    "attempts": len(group.rollouts),
-                    "successes": group.num_correct,
-                    "policy_version": group.rollouts[0].policy_version,
-                    "solution": own_solution(group),
-                }
-                for group in groups
-            ],
-            place,
-        )
+        self.take([evidence_of(group) for group in groups], place)
 
     def take(self, rows: Iterable[dict[str, Any]], place: Place) -> None:
         """Adds evidence that is in rows already, as `slmreason stratify` writes it."""
@@ -105,7 +103,7 @@ class Ledger:
         for group in kept:
             if not group.all_zero:
                 raise ValueError(f"problem {group.problem.id}: only a group whose rollouts all failed is harvested")
-        self._append("harvest.jsonl", [{"place": vars(place), "group": to_json(group)} for group in kept])
+        self._append("harvest.jsonl", [to_json(HarvestRow(place, group)) for group in kept])
         self._harvest.extend((place, group) for group in kept)
         self.version += len(kept)
 
@@ -129,10 +127,30 @@ class Ledger:
             append_records(self._folder / name, rows)
 
 
-def read_harvest(path: Path) -> Iterator[tuple[Place, RolloutGroup]]:
-    """The groups of a `harvest.jsonl`, in the order of harvest."""
-    for row in read_lines(path):
-        yield Place(**row["place"]), from_json(RolloutGroup, row["group"])
+def given_harvest(path: Path) -> list[RolloutGroup]:
+    """The groups of another run's `harvest.jsonl`, in the order of harvest.
+
+    Raises:
+        ValueError: the file cannot be read, or a row is no group of failed rollouts; the message names file and line.
+    """
+    groups = []
+    for where, row in written_rows(path):
+        group = record_of(HarvestRow, row, where).group
+        if not group.rollouts or not group.all_zero:
+            raise ValueError(f"{where}: problem {group.problem.id}: not a group whose rollouts all failed")
+        groups.append(group)
+    return groups
+
+
+def evidence_of(group: RolloutGroup) -> dict[str, Any]:
+    """What the ledger keeps of a graded group."""
+    return {
+        "problem_id": group.problem.id,
+        "attempts": len(group.rollouts),
+        "successes": group.num_correct,
+        "policy_version": group.rollouts[0].policy_version,
+        "solution": own_solution(group),
+    }
 
 
 def own_solution(group: RolloutGroup) -> str | None:

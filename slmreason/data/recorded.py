@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from slmreason.data.files import local_rows
-from slmreason.data.sources import value_of
+from slmreason.data.sources import as_text, value_of
 from slmreason.records import Problem, Rollout, RolloutGroup
-from slmreason.verify.answers import is_correct
+from slmreason.verify.answers import Claim, rule
 
 QUESTION, GOLD, RESPONSE = "problem|question|prompt", "gold|answer|target", "response|completion|text"
 
@@ -21,25 +22,24 @@ def read_recorded(path: Path) -> tuple[list[RolloutGroup], list[str], int]:
         verdict, how many rollouts had a label).
 
     Raises:
-        ValueError: a row lacks the question, the gold answer or the response; the message names file and line.
+        ValueError: a row lacks the question, the gold answer or the response, or two questions have one id; the message
+            names file and line. No row is left out: without all its rollouts a problem would be sorted wrongly.
     """
     rollouts: dict[str, list[Rollout]] = {}
     problems: dict[str, Problem] = {}
     disagreements: list[str] = []
     labelled = 0
-    for where, row in local_rows(path):
-        try:
-            question, gold, text = (str(value_of(row, column)) for column in (QUESTION, GOLD, RESPONSE))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: {error}") from error
-        correct = is_correct(text, gold)
+    rows = [(where, row, *_fields(where, row)) for where, row in local_rows(path)]
+    rulings = rule(Claim(text, gold) for _, _, _, gold, text in rows)
+    for (where, row, question, gold, text), ruling in zip(rows, rulings, strict=True):
+        correct = ruling.correct
         label = row.get("correct")
         if label is not None:
             labelled += 1
             if bool(label) != correct:
                 disagreements.append(f"{where}: verdict {correct}, label {label}: {text[-80:]!r}")
         if question not in problems:
-            problems[question] = Problem(_identifier(row, path, len(problems)), question, gold, source=str(path))
+            problems[question] = Problem(_identifier(where, row, path, problems), question, gold, source=str(path))
         rollouts.setdefault(question, []).append(_rollout(text, correct))
     groups = [RolloutGroup(problem, tuple(rollouts[question])) for question, problem in problems.items()]
     if not groups:
@@ -47,9 +47,27 @@ def read_recorded(path: Path) -> tuple[list[RolloutGroup], list[str], int]:
     return groups, disagreements, labelled
 
 
-def _identifier(row: dict[str, Any], path: Path, number: int) -> str:
-    given = row.get("id", row.get("idx", number))
-    return f"{path.name.partition('.')[0]}-{given}"
+def _fields(where: str, row: Any) -> tuple[str, str, str]:
+    try:
+        question, gold, text = (as_text(value_of(row, c), f"column {c!r}") for c in (QUESTION, GOLD, RESPONSE))
+        if not question.strip() or not gold.strip():
+            raise ValueError("the question or the gold answer is empty")
+        if row.get("correct") not in (None, True, False):
+            raise ValueError(f"column 'correct' must be true, false or null: it is {row['correct']!r}")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return question, gold, text
+
+
+def _identifier(where: str, row: dict[str, Any], path: Path, taken: Mapping[str, Problem]) -> str:
+    try:
+        given = as_text(row.get("id", row.get("idx", len(taken))), "the id")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    identifier = f"{path.name.partition('.')[0]}-{given}"
+    if any(problem.id == identifier for problem in taken.values()):
+        raise ValueError(f"{where}: another question has the id {given!r} already")
+    return identifier
 
 
 def _rollout(text: str, correct: bool) -> Rollout:

@@ -1,24 +1,33 @@
 """Where problems come from: embedded families, JSONL, Parquet, text, or a `datasets` hub name, all to `Problem`.
 
-A row that cannot become a problem is set aside as a `Reject` with file and line, never lost; a file that cannot be read
-at all is an error that names it.
+One rule for bad input. A *row* that cannot become a problem is set aside as a `Reject` with its id, file and line and
+the reason, and the run goes on. A *file* that cannot be read to its end, or has no usable row at all, is refused: a
+ValueError that names the file and, where known, the line. What slmreason itself wrote, and recorded rollouts, are
+refused at the first bad row: a problem whose evidence has a hole would be sorted wrongly, without anybody noticing.
+
+A reason is its kind, a colon, and what is particular to the row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
 from slmreason.data.files import LOCAL_SUFFIXES, local_rows
 from slmreason.embedded.families import DIALS, make_problems
-from slmreason.records import Problem, Reject
+from slmreason.records import Problem, Reject, check_text
 from slmreason.verify.answers import last_boxed, list_items, tidy
 
 AnswerFormat = Literal["auto", "plain", "hash", "boxed", "index"]
+_PLACE = re.compile(r"\{([^{}]*)\}")
+MAX_REASON_CHARS = 500
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,14 @@ class Columns:
     """Whether a gold answer that is a list counts in any order: for all rows, or by a column with true or false."""
     tolerance: str | None = None
     """The column that says by how much a decimal answer may differ; empty where it may not."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            column = getattr(self, each.name)
+            if isinstance(column, str) and set("{}") & set(_PLACE.sub("", column)):
+                raise ValueError(
+                    f"data.columns.{each.name}: the braces of {column!r} do not pair; a column is {{name}}"
+                )
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,37 @@ class Loaded:
 
     name: str
     problems: tuple[Problem, ...]
-    rejects: tuple[Reject, ...]
+    rejects: tuple[Reject, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+    """File and line of each problem by its id; an embedded family has none."""
+
+    def without(self, reasons: Mapping[str, str]) -> Loaded:
+        """Sets aside the problems that a reason is given against, by id."""
+        fallen = [p for p in self.problems if p.id in reasons]
+        rejects = [Reject(p.id, self.places.get(p.id, self.name), reasons[p.id]) for p in fallen]
+        kept = tuple(p for p in self.problems if p.id not in reasons)
+        return replace(self, problems=kept, rejects=(*self.rejects, *rejects))
+
+    def within(self, prompt_length: Callable[[str], int], limit: int, why: str) -> Loaded:
+        """Sets aside the problems whose prompt has more than `limit` tokens.
+
+        Args:
+            prompt_length: question -> number of prompt tokens under the student's template.
+            why: what sets the limit.
+        """
+        lengths = {p.id: prompt_length(p.question) for p in self.problems}
+        return self.without({
+            i: f"prompt too long: {length} tokens, {why}" for i, length in lengths.items() if length > limit
+        })  # fmt: skip
+
+
+def most_common(rejects: Sequence[Reject]) -> str:
+    """The three commonest kinds of reason, with how often and where first: `not JSON (3, first a.jsonl, line 7)`."""
+    kinds = [reject.reason.partition(":")[0] for reject in rejects]
+    shown = [
+        f"{kind} ({count}, first {rejects[kinds.index(kind)].where})" for kind, count in Counter(kinds).most_common(3)
+    ]
+    return "; ".join([*shown, "..."] if len(set(kinds)) > 3 else shown)
 
 
 def load_problems(
@@ -106,24 +153,26 @@ def load_problems(
         limit: reads no more than so many rows.
 
     Raises:
-        ValueError: the source does not exist, cannot be read, or gives no problem at all; the message names it.
+        ValueError: the source does not exist, cannot be read to its end, or gives no problem; the message names it.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"{source}: a limit of {limit} rows leaves no problem; it must be at least 1")
     name, _, path = source.partition("=") if not source.startswith("embedded:") else (source, "", "")
     if source.startswith("embedded:"):
-        problems = _embedded(source)
-        return Loaded(source, tuple(problems[:limit]), ())
+        return Loaded(source, tuple(_embedded(source)[:limit]))
     spec = KNOWN.get(name, DatasetSpec(name, split="train"))
     spec = replace(spec, path=path or spec.path, columns=columns or spec.columns, split=split or spec.split)
     rows = local_rows(Path(spec.path)) if _is_file_name(spec.path) else _hub_rows(spec)
     loaded = _to_problems(rows, spec.columns, name, limit)
     if not loaded.problems:
-        first = f"; the first of {len(loaded.rejects)}: {loaded.rejects[0].reason}" if loaded.rejects else ""
-        raise ValueError(f"{source}: no usable problem{first}")
+        first = loaded.rejects[0] if loaded.rejects else None
+        seen = f"; all {len(loaded.rejects)} rows are bad, the first in {first.where}: {first.reason}" if first else ""
+        raise ValueError(f"{source}: no usable problem{seen}")
     return loaded
 
 
 def _is_file_name(path: str) -> bool:
-    return path.endswith(LOCAL_SUFFIXES) or Path(path).is_file()
+    return path.endswith(LOCAL_SUFFIXES) or os.path.isfile(path)
 
 
 def _embedded(source: str) -> list[Problem]:
@@ -140,6 +189,8 @@ def _embedded(source: str) -> list[Problem]:
         raise ValueError(f"{source}: count and difficulty take whole numbers ({error})") from error
     if family not in DIALS:
         raise ValueError(f"{source}: families are {', '.join(sorted(DIALS))}")
+    if count < 1:
+        raise ValueError(f"{source}: count must be at least 1")
     return make_problems(family, split or "train", count, dial)
 
 
@@ -161,24 +212,25 @@ def _hub_rows(spec: DatasetSpec) -> Iterator[tuple[str, Any]]:
 def _to_problems(rows: Iterator[tuple[str, Any]], columns: Columns, name: str, limit: int | None) -> Loaded:
     problems: list[Problem] = []
     rejects: list[Reject] = []
-    seen: set[str] = set()
+    places: dict[str, str] = {}
     for number, (where, row) in enumerate(rows):
         if limit is not None and number >= limit:
             break
+        identifier = f"{name}-{number:06d}"
         try:
-            problem = _to_problem(row, columns, name, number)
+            problem = _to_problem(row, columns, name, identifier)
+            if problem.id in places:
+                identifier = problem.id
+                raise ValueError(f"the id stands twice: {places[problem.id]} has it too, and is kept")
         except ValueError as error:
-            rejects.append(Reject(f"{name}-{number:06d}", where, str(error)))
-            continue
-        if problem.id in seen:
-            rejects.append(Reject(problem.id, where, "the id stands twice; the first row is kept"))
-            continue
-        seen.add(problem.id)
-        problems.append(problem)
-    return Loaded(name, tuple(problems), tuple(rejects))
+            rejects.append(Reject(identifier, where, str(error)[:MAX_REASON_CHARS]))
+        else:
+            places[problem.id] = where
+            problems.append(problem)
+    return Loaded(name, tuple(problems), tuple(rejects), places)
 
 
-def _to_problem(row: Any, columns: Columns, name: str, number: int) -> Problem:
+def _to_problem(row: Any, columns: Columns, name: str, identifier: str) -> Problem:
     question = _text(row, columns.question)
     raw_answer = value_of(row, columns.answer)
     choices = _choices(row, columns.choices)
@@ -190,7 +242,10 @@ def _to_problem(row: Any, columns: Columns, name: str, number: int) -> Problem:
     if choices:
         listing = " ".join(f"{chr(65 + i)}) {text}" for i, text in enumerate(choices))
         question = f"{question}\n{listing}\nAnswer with the letter of the right option."
-    identifier = str(value_of(row, columns.id)) if columns.id else f"{name}-{number:06d}"
+    if columns.id:
+        identifier = as_text(value_of(row, columns.id), f"column {columns.id!r}")
+        if not identifier:
+            raise ValueError(f"column {columns.id!r} is empty")
     return Problem(identifier, question, answer, trace, name, choices, _tolerance(row, columns.tolerance))
 
 
@@ -200,15 +255,11 @@ def read_answer(value: Any, answer_format: AnswerFormat, choices: tuple[str, ...
     Raises:
         ValueError: the value is empty or not in the format asked for.
     """
-    if isinstance(value, list | tuple):
-        value = value[0] if len(value) == 1 else ", ".join(map(str, value))
     if answer_format == "index":
-        if choices is None or not isinstance(value, int) or not 0 <= value < len(choices):
-            raise ValueError(f"answer {value!r} is not the position of an option")
+        if choices is None or type(value) is not int or not 0 <= value < len(choices):
+            raise ValueError(f"answer is not the position of an option: {value!r}")
         return chr(65 + value), None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"answer must be a text or a number, not {type(value).__name__}")
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    text = ", ".join(as_text(v, "answer") for v in (value if isinstance(value, list | tuple) else (value,)))
     boxed = last_boxed(text)
     if answer_format == "hash" or (answer_format == "auto" and "####" in text):
         answer, trace = text.rpartition("####")[2], text
@@ -257,14 +308,41 @@ def _choices(row: Mapping[str, Any], column: str | None) -> tuple[str, ...] | No
     value = value_of(row, column)
     if not isinstance(value, list | tuple) or not value or not all(isinstance(v, str) for v in value):
         raise ValueError(f"column {column!r} must be a list of option texts")
-    return tuple(value)
+    return tuple(as_text(v, f"column {column!r}") for v in value)
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = value_of(row, column)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"column {column!r} is empty or not a text")
-    return value.strip()
+    if not isinstance(value, str):
+        raise ValueError(f"column {column!r} must be a text: it is {_kind(value)}")
+    if not value.strip():
+        raise ValueError(f"column {column!r} is empty")
+    return as_text(value, f"column {column!r}").strip()
+
+
+def as_text(value: Any, what: str) -> str:
+    """A text as it is, or a finite number as text, 7.0 as `7`.
+
+    Raises:
+        ValueError: the value is neither, or holds half a character; the message names `what` it is.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{what} must be a text or a number: it is {_kind(value)}")
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{what} must be finite: it is {value}")
+        value = int(value) if value.is_integer() else value
+    check_text(text := str(value), what)
+    return text
+
+
+_KINDS: dict[type, str] = {
+    type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"
+}  # fmt: skip
+
+
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), f"of type {type(value).__name__}")
 
 
 def value_of(row: Any, column: str) -> Any:
@@ -276,13 +354,11 @@ def value_of(row: Any, column: str) -> Any:
     if isinstance(row, ValueError):
         raise row
     if not isinstance(row, Mapping):
-        raise ValueError(f"a row must be an object, not {type(row).__name__}")
+        raise ValueError(f"a row must be an object: it is {_kind(row)}")
     if "{" in column:
-        try:
-            return column.format_map(row).strip()
-        except KeyError as error:
-            raise ValueError(f"no column {error.args[0]!r}; there are {sorted(row)}") from error
+        names = {name: as_text(value_of(row, name), f"column {name!r}") for name in _PLACE.findall(column)}
+        return _PLACE.sub(lambda match: names[match.group(1)], column).strip()
     for option in column.split("|"):
         if option in row:
             return row[option]
-    raise ValueError(f"no column {column!r}; there are {sorted(row)}")
+    raise ValueError(f"no column {column!r}: there are {sorted(map(str, row))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,14 +10,17 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from slmreason.data.sources import load_problems
+from slmreason.data.sources import load_problems, most_common
 from slmreason.evaluate.metrics import MajAtK, PassAtK, ShareOfProblems
 from slmreason.records import Problem, Reject
+from slmreason.redact import cell
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Progress, RolloutEngine, Sampling
 from slmreason.runfolder import append_records
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,15 +77,24 @@ class Score:
         return f"{100 * self.value:.1f} {100 * self.low:.0f}-{100 * self.high:.0f}"
 
 
-def load_benchmarks(names: Sequence[str], limit: int | None) -> list[Benchmark]:
+def load_benchmarks(names: Sequence[str], settings: EvaluationSettings, student: Student) -> list[Benchmark]:
     """Loads benchmarks: `embedded:FAMILY/test`, a known name, `NAME=FILE`, a file, or a hub name.
 
+    Problems that leave the student no room for an answer are set aside, as rows are that cannot be read.
+
     Raises:
-        ValueError: one of them cannot be had, or two have the same short name.
+        ValueError: one of them cannot be had or has no usable problem, or two have the same short name.
     """
+    room = student.max_length - settings.max_new_tokens
+    why = f"the student's {student.max_length} positions less evaluation.max_new_tokens leave {room}"
     benchmarks = []
     for name in names:
-        loaded = load_problems(name, limit=limit)
+        loaded = load_problems(name, limit=settings.limit).within(student.prompt_length, room, why)
+        if not loaded.problems:
+            raise ValueError(f"benchmarks: {name}: every problem was set aside: {most_common(loaded.rejects)}")
+        if loaded.rejects:
+            log.warning("benchmark %s: %d rows are set aside: %s", name, len(loaded.rejects),
+                        most_common(loaded.rejects))  # fmt: skip
         benchmarks.append(Benchmark(short_name(name), loaded.problems, loaded.rejects))
     if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
         raise ValueError(f"benchmarks: two have the same name in {[benchmark.name for benchmark in benchmarks]}")
@@ -134,14 +147,14 @@ def scores_table(title: str, rows: Sequence[tuple[str, Sequence[Score]]], with_m
     one_metric = len({score.metric for score in first}) == 1
     for score in first:
         heading = score.benchmark if one_metric else f"{score.benchmark} {score.metric}"
-        table.add_column(f"{heading}\nn={score.problems}", justify="right", no_wrap=True)
+        table.add_column(f"{cell(heading)}\nn={score.problems}", justify="right", no_wrap=True)
     if with_mean and one_metric:
         table.add_column("mean", justify="right")
     for label, scores in rows:
         cells = [str(score) for score in scores]
         if with_mean and one_metric and scores:
             cells.append(f"{100 * sum(score.value for score in scores) / len(scores):.1f}")
-        table.add_row(label, *cells)
+        table.add_row(cell(label), *cells)
     return table
 
 

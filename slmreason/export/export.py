@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any, Literal
 import torch
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from slmreason.boundary import Boundary, load_student_state
 from slmreason.evaluate.benchmarks import Score
+from slmreason.redact import redact
+from slmreason.resume import RunState, load_weights, newest_checkpoint
 from slmreason.runfolder import write_text
 from slmreason.student import Lora, Student
 
@@ -21,7 +24,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def export(run: Path, out: Path, form: Form = "merged", dtype: Dtype | None = None) -> None:
-    """Writes the student of a run, as its newest finished stage left it.
+    """Writes the student of a run, as its newest checkpoint has it.
 
     Args:
         run: A run folder; the run may be unfinished.
@@ -40,7 +43,7 @@ def export(run: Path, out: Path, form: Form = "merged", dtype: Dtype | None = No
     config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     if form == "adapter" and config["student"]["lora"] is None:
         raise ValueError(f"export: {run} trained all weights (student.lora is not set); use --form merged")
-    student, boundary = trained_student(run, config)
+    student, state = trained_student(run, config)
     if dtype is not None:
         student.to(getattr(torch, dtype))
         student.base_model.config.dtype = getattr(torch, dtype)
@@ -50,14 +53,14 @@ def export(run: Path, out: Path, form: Form = "merged", dtype: Dtype | None = No
     else:
         student.network.save_pretrained(out)
         student.tokenizer.save_pretrained(out)
-    write_text(out / "README.md", model_card(out.resolve().name, config, boundary, form))
+    write_text(out / "README.md", redact(model_card(out.resolve().name, config, state, form)))
 
 
-def trained_student(run: Path, config: dict[str, Any]) -> tuple[Student, Boundary]:
-    """The student of a config with the weights of the run's newest finished stage.
+def trained_student(run: Path, config: dict[str, Any]) -> tuple[Student, RunState]:
+    """The student of a config with the weights of the run's newest checkpoint.
 
     Raises:
-        ValueError: the run has not finished any stage, or the base model or the state cannot be loaded.
+        ValueError: the run has no checkpoint yet, or the base model or the state cannot be loaded.
     """
     section = dict(config["student"])
     section["lora"] = Lora(**section["lora"]) if section["lora"] is not None else None
@@ -65,15 +68,16 @@ def trained_student(run: Path, config: dict[str, Any]) -> tuple[Student, Boundar
     trained_in = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(str(config["trainer"]["precision"]))
     if trained_in is not None:
         student.to(trained_in)
-    boundary = load_student_state(run, student)
-    if boundary is None:
-        raise ValueError(f"export: {run} has not finished a stage yet")
-    return student, boundary
+    found = newest_checkpoint(run)
+    if found is None:
+        raise ValueError(f"export: {run} has no checkpoint yet")
+    load_weights(found[0], student)
+    return student, found[1]
 
 
-def model_card(name: str, config: dict[str, Any], boundary: Boundary, form: Form) -> str:
+def model_card(name: str, config: dict[str, Any], state: RunState, form: Form) -> str:
     """Markdown with the settings, the table of stages and how to load the folder."""
-    with_scores: Sequence[Score] = next((r.scores for r in boundary.reports if r.scores), [])
+    with_scores: Sequence[Score] = next((r.scores for r in state.reports if r.scores), [])
     stages = [
         {
             "stage": "base" if report.place.stage == "base" else f"round {report.place.round} {report.place.stage}",
@@ -82,13 +86,22 @@ def model_card(name: str, config: dict[str, Any], boundary: Boundary, form: Form
             "outcome": report.outcome,
             "scores": [str(score) for score in report.scores] or [""] * len(with_scores),
         }
-        for report in boundary.reports
+        for report in state.reports
     ]
-    # The card is markdown, not HTML: nothing to escape but what its YAML head holds, which is quoted there.
-    environment = Environment(  # noqa: S701
-        loader=PackageLoader("slmreason", "export"), undefined=StrictUndefined, keep_trailing_newline=True
-    )
+    # Markdown passes HTML through, so a name or an outcome is escaped; what is code stands in a code span.
+    environment = Environment(
+        loader=PackageLoader("slmreason", "export"), undefined=StrictUndefined, keep_trailing_newline=True,
+        autoescape=True,
+    )  # fmt: skip
+    environment.filters["code"] = code_span
     return environment.get_template("model_card.md.jinja").render(
         **config, name=name, form=form, stages=stages, version=version("slmreason"),
         headings=[f"{score.benchmark} (n={score.problems})" for score in with_scores],
     )  # fmt: skip
+
+
+def code_span(text: str) -> Markup:
+    """A text as a code span of Markdown, which shows it as it is, however many backticks it has itself."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return Markup(f"{fence}{pad}{' '.join(text.split())}{pad}{fence}")

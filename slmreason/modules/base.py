@@ -1,9 +1,12 @@
-"""What the three LightningModules share: the one student, its optimizer, and a schedule that needs no step count."""
+"""What the three LightningModules share: the one student, its optimizer, a schedule that needs no step count, and what
+becomes of a step whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -11,10 +14,17 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
+from slmreason.modules.badbatch import gradient_norm, save_bad_batch
 from slmreason.student import Student
 
+log = logging.getLogger(__name__)
 Decay = Literal["constant", "linear", "cosine"]
+
+
+class NonFiniteError(RuntimeError):
+    """Several optimizer steps in a row had a loss or a gradient that is not finite."""
 
 
 class StudentModule(L.LightningModule):
@@ -30,16 +40,30 @@ class StudentModule(L.LightningModule):
         weight_decay: float,
         warmup_steps: int,
         decay: Decay,
+        max_skipped_steps: int,
     ) -> None:
         super().__init__()
+        self.strict_loading = False  # a checkpoint has what is trained, and nothing else
         if learning_rate <= 0 or epochs < 1 or warmup_steps < 0 or weight_decay < 0:
             raise ValueError(
                 f"{self.stage}: needs learning_rate > 0, epochs >= 1, warmup_steps >= 0 and weight_decay >= 0; got "
                 f"{learning_rate}, {epochs}, {warmup_steps}, {weight_decay}"
             )
+        if max_skipped_steps < 1:
+            raise ValueError(f"{self.stage}.max_skipped_steps must be at least 1, got {max_skipped_steps}")
         self.student = student
         self.learning_rate, self.epochs = learning_rate, epochs
         self.weight_decay, self.warmup_steps, self.decay = weight_decay, warmup_steps, decay
+        self.max_skipped_steps = max_skipped_steps
+        self.setup("fit")
+
+    def setup(self, stage: str) -> None:
+        """Counts are of one fit; this comes before a checkpoint is read."""
+        self.skipped_steps, self.skipped_in_a_row = 0, 0
+        self.step_skipped = False
+        """Whether the newest optimizer step was."""
+        self._batches: list[Any] = []
+        self._loss = 0.0
 
     def configure_model(self) -> None:
         """Shards the student under FSDP2; from the second fit on it already is."""
@@ -73,11 +97,77 @@ class StudentModule(L.LightningModule):
                                                device=self.device).detach() for v in values])  # fmt: skip
         return [float(value) for value in self.trainer.strategy.reduce(stacked, reduce_op="sum")]
 
+    # -- steps that are not finite ----------------------------------------------------------------------------------
+
+    def loss_of(self, batch: Any) -> Tensor:
+        """The loss of one micro-batch; a step's is their sum."""
+        raise NotImplementedError
+
+    def watch(self, batches: Sequence[Any], loss: float) -> None:
+        """Notes micro-batches of the optimizer step to come, and their loss over all processes."""
+        self._batches += batches
+        self._loss += loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Skips the step if its loss or its gradient is not finite. Every process sees the same of both.
+
+        Gradients are reduced and unscaled here, and clipped after: clipping by value would hide what is infinite.
+
+        Raises:
+            NonFiniteError: it was the last of `max_skipped_steps` in a row; the step is saved first.
+        """
+        loss, norm = self._loss, gradient_norm([p for group in optimizer.param_groups for p in group["params"]])
+        batches, self._batches, self._loss = self._batches, [], 0.0
+        self.step_skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        if not self.step_skipped:
+            self.skipped_in_a_row = 0
+        else:
+            optimizer.zero_grad()  # without any gradient AdamW leaves weights, moments and decay alone
+            if not (math.isfinite(loss) and self._seeks_scale()):
+                self._skipped(batches, {"loss": f"{loss:g}", "gradient_norm": f"{norm:g}"}, optimizer)
+        self.log_dict({f"{self.stage}/gradient_norm": norm, f"{self.stage}/skipped_steps": float(self.skipped_steps)})
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        if not self.step_skipped:  # torch cannot clip what is not there
+            super().configure_gradient_clipping(optimizer, *args, **kwargs)
+
+    def _seeks_scale(self) -> bool:
+        """True when the gradient may have overflowed by the factor of `16-mixed`, which is halved until it does not."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler is not None and scaler.get_scale() > 1
+
+    def _skipped(self, batches: list[Any], numbers: dict[str, str], optimizer: Optimizer) -> None:
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        trainer, rate = self.trainer, optimizer.param_groups[0]["lr"]
+        where = f"{self.stage}, epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
+        what = f"loss {numbers['loss']}, gradient norm {numbers['gradient_norm']}"
+        if self.skipped_in_a_row < self.max_skipped_steps:
+            log.warning("%s: skipped (%s); %d in a row", where, what, self.skipped_in_a_row)
+            return
+        path = Path(trainer.default_root_dir) / f"bad-batch-step-{trainer.global_step}.safetensors"
+        about = {"stage": self.stage, "epoch": trainer.current_epoch, "step": trainer.global_step,
+                 "learning_rate": rate, "precision": str(trainer.precision), **numbers}  # fmt: skip
+        save_bad_batch(path, self.student, batches, about)
+        raise NonFiniteError(
+            f"{where}: {what}; {self.skipped_in_a_row} steps in a row had no finite loss and gradient: skipped. "
+            f"The batch and the weights are in {path} (slmreason.modules.badbatch.repeat_bad_batch repeats the step). "
+            f"Lower {self.stage}.learning_rate (it was {rate:.3g}), set trainer.gradient_clip_val, use bf16-true or "
+            "32-true as trainer.precision in place of 16, or look at the rows of the batch"
+        )
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["policy_version"] = self.student.policy_version
+        checkpoint["skipped_steps"] = [self.skipped_steps, self.skipped_in_a_row]
+        # What is frozen comes from where the student came from.
+        trained = {f"student.network.{n}" for n, p in self.student.network.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.student.policy_version = checkpoint["policy_version"]
+        self.skipped_steps, self.skipped_in_a_row = checkpoint.get("skipped_steps", (0, 0))
 
 
 def learning_rate_factor(module: StudentModule) -> Callable[[int], float]:

@@ -20,6 +20,7 @@ class CFTModule(SFTModule):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
         decay: Decay = "constant",
+        max_skipped_steps: int = 3,
     ) -> None:
         """
         Args:
@@ -28,5 +29,7 @@ class CFTModule(SFTModule):
             weight_decay: On matrices only.
             warmup_steps: Optimizer steps of linear warm-up at the start of each fit.
             decay: How the learning rate falls over the fit.
+            max_skipped_steps: A step whose loss or gradient is not finite is skipped; the run stops, and keeps the
+                batch, when this many in a row are.
         """
-        super().__init__(student, learning_rate, epochs, weight_decay, warmup_steps, decay)
+        super().__init__(student, learning_rate, epochs, weight_decay, warmup_steps, decay, max_skipped_steps)

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
+from torch.optim import Optimizer
 
-from slmreason.batching import PackedBatch, PromptBatch, collate, plan_batches, without_targets
+from slmreason.batching import PromptBatch, collate, plan_batches, without_targets
 from slmreason.distributed import rank, world_size
 from slmreason.modules.base import Decay, StudentModule
+from slmreason.modules.policybatch import PolicyBatch
 from slmreason.objectives import (
     AdvantageScale,
     PolicyLoss,
@@ -34,23 +35,6 @@ from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, Sampling, stable_seed
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn
-
-
-@dataclass
-class PolicyBatch:
-    """A packed micro-batch of completions with what the policy loss needs, flat over its N completion tokens."""
-
-    packed: PackedBatch
-    advantages: Tensor
-    """[N], float32."""
-    weights: Tensor
-    """[N], float32; sums to at most 1 over the whole optimizer step."""
-    sampler_log_probs: Tensor
-    """[N], float32."""
-    old_log_probs: Tensor | None = None
-    """[N], float32; None until the first forward pass on this batch."""
-    reference_log_probs: Tensor | None = None
-    """[N], float32; None until asked for, and without a KL penalty."""
 
 
 class GRPOModule(StudentModule):
@@ -81,6 +65,7 @@ class GRPOModule(StudentModule):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
         decay: Decay = "constant",
+        max_skipped_steps: int = 3,
         seed: int = 0,
     ) -> None:
         """
@@ -104,9 +89,11 @@ class GRPOModule(StudentModule):
             weight_decay: On matrices only.
             warmup_steps: Optimizer steps of linear warm-up at the start of each fit.
             decay: How the learning rate falls over the fit.
+            max_skipped_steps: A step whose loss or gradient is not finite is skipped; the run stops, and keeps the
+                batch, when this many in a row are.
             seed: Of sampling.
         """
-        super().__init__(student, learning_rate, epochs, weight_decay, warmup_steps, decay)
+        super().__init__(student, learning_rate, epochs, weight_decay, warmup_steps, decay, max_skipped_steps)
         positive = {"prompts_per_step": prompts_per_step, "max_completion_tokens": max_completion_tokens,
                     "updates_per_batch": updates_per_batch, "group_size - 1": group_size - 1}  # fmt: skip
         for key, value in positive.items():
@@ -139,8 +126,17 @@ class GRPOModule(StudentModule):
                 "slmreason.callbacks.RecordRollouts to trainer.callbacks"
             )
         super().on_fit_start()
+        self._freeze_reference()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._freeze_reference()  # what the fit began with, which the checkpoint's weights are about to replace
+        super().on_load_checkpoint(checkpoint)
+
+    def on_train_start(self) -> None:
         self.engine.sync(self.student)
-        if self.kl > 0:
+
+    def _freeze_reference(self) -> None:
+        if self.kl > 0 and not self.student.has_reference:
             self.student.freeze_reference()
 
     def on_fit_end(self) -> None:
@@ -152,10 +148,13 @@ class GRPOModule(StudentModule):
         groups = collect(self.student, self.engine, self.reward, batch.problems, self.group_size, sampling)
         self._log_rollouts(groups)
         batches = self.policy_batches(groups)
-        loss = 0.0
+        loss, stepped = 0.0, False
         for _ in range(self.updates_per_batch if batches else 0):
             loss = self._update(batches)
-        if batches:
+            if self.step_skipped:
+                break  # the weights are as they were: so would be the next update
+            stepped = True
+        if stepped:
             self.student.policy_version += 1
             self.engine.sync(self.student)
         return {"loss": _float32(loss, self.device), "rollout_groups": groups}
@@ -221,16 +220,20 @@ class GRPOModule(StudentModule):
                 self.manual_backward(loss * self.trainer.world_size)
             for name, value in {"loss": float(loss.detach()), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + value
-        if self.gradient_clip_val is not None:
-            self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)  # type: ignore[arg-type]
-        optimizer.step()  # type: ignore[union-attr]
-        self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
         total, tokens, *others = self.sum_over_processes(
             sums.pop("loss"), sum(batch.packed.num_target_tokens for batch in batches), *sums.values()
         )
+        self.watch(batches, total)
+        optimizer.step()  # type: ignore[union-attr]
+        self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
         means = {f"grpo/{name}": value / tokens for name, value in zip(sums, others, strict=True)}
         self.log_dict({"grpo/loss": total, **means}, batch_size=int(tokens))
         return total
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        if self.gradient_clip_val is not None and not self.step_skipped:
+            self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
 
     def _gradient_reduction(self, is_last: bool) -> AbstractContextManager[None]:
         """DDP reduces gradients in the last backward pass of a step alone."""
@@ -239,10 +242,13 @@ class GRPOModule(StudentModule):
             return nullcontext()
         return strategy.block_backward_sync()
 
+    def loss_of(self, batch: PolicyBatch) -> Tensor:
+        return self.policy_step(batch)[0]
+
     def policy_step(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, float]]:
         """Loss of one micro-batch, and token sums of what is worth logging."""
         if self.kl > 0 and batch.reference_log_probs is None:
-            with torch.no_grad(), self.student.reference():
+            with torch.no_grad(), self.student.evaluating(), self.student.reference():
                 batch.reference_log_probs = self.student.score(batch.packed, self.temperature).log_probs
         scores = self.student(batch.packed, self.temperature, with_entropy=True)
         if batch.old_log_probs is None:

@@ -23,6 +23,7 @@ class SFTModule(StudentModule):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
         decay: Decay = "constant",
+        max_skipped_steps: int = 3,
     ) -> None:
         """
         Args:
@@ -31,8 +32,10 @@ class SFTModule(StudentModule):
             weight_decay: On matrices only.
             warmup_steps: Optimizer steps of linear warm-up at the start of each fit.
             decay: How the learning rate falls over the fit.
+            max_skipped_steps: A step whose loss or gradient is not finite is skipped; the run stops, and keeps the
+                batch, when this many in a row are.
         """
-        super().__init__(student, learning_rate, epochs, weight_decay, warmup_steps, decay)
+        super().__init__(student, learning_rate, epochs, weight_decay, warmup_steps, decay, max_skipped_steps)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         accumulate, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
@@ -40,13 +43,17 @@ class SFTModule(StudentModule):
             raise RuntimeError(
                 f"the batch was planned for accumulate_grad_batches={batch.window}, the trainer now has {accumulate}"
             )
-        loss = cross_entropy(self.student(batch).log_probs, batch.global_target_tokens)
+        loss = self.loss_of(batch)
         tokens, nll = self.sum_over_processes(batch.num_target_tokens, loss * batch.global_target_tokens)
+        self.watch([batch], nll / batch.global_target_tokens)
         self.log(f"{self.stage}/loss", nll / tokens, prog_bar=True, batch_size=int(tokens), on_step=True, on_epoch=True)
         self.log(f"{self.stage}/target_tokens", tokens, reduce_fx="sum", batch_size=1, on_epoch=True, on_step=False)
         # Lightning divides by the accumulated batches, data parallelism averages over ranks: undo both.
         return loss * accumulate * ranks
 
+    def loss_of(self, batch: PackedBatch) -> Tensor:
+        return cross_entropy(self.student(batch).log_probs, batch.global_target_tokens)
+
     def optimizer_step(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         super().optimizer_step(*args, **kwargs)
-        self.student.policy_version += 1
+        self.student.policy_version += not self.step_skipped

@@ -8,7 +8,7 @@ from slmreason.distributed import spread, world_size
 from slmreason.records import Problem, Rollout, RolloutGroup
 from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling
 from slmreason.student import Student
-from slmreason.verify.rewards import RewardFn
+from slmreason.verify.rewards import RewardFn, Verdict
 
 
 def collect(
@@ -32,19 +32,24 @@ def collect(
     def sample(share: list[Problem]) -> list[RolloutGroup]:
         prompts = [student.encode_question(problem.question) for problem in share]
         completions = engine.generate(student, prompts, group_size, sampling, advance)
+        texts = [[student.decode(completion.token_ids) for completion in group] for group in completions]
+        graded = [(problem, text) for problem, row in zip(share, texts, strict=True) for text in row]
+        verdicts = iter(reward.grade(graded))  # in one call, so that the verifier's processes work side by side
         return [
-            RolloutGroup(problem, tuple(_grade(student, reward, problem, prompt, completion) for completion in group))
-            for problem, prompt, group in zip(share, prompts, completions, strict=True)
+            RolloutGroup(
+                problem,
+                tuple(
+                    _rollout(student, prompt, completion, text, next(verdicts))
+                    for completion, text in zip(group, row, strict=True)
+                ),
+            )
+            for problem, prompt, group, row in zip(share, prompts, completions, texts, strict=True)
         ]
 
     return spread(sample, problems)
 
 
-def _grade(
-    student: Student, reward: RewardFn, problem: Problem, prompt: tuple[int, ...], completion: Completion
-) -> Rollout:
-    text = student.decode(completion.token_ids)
-    verdict = reward(problem, text)
+def _rollout(student: Student, prompt: tuple[int, ...], completion: Completion, text: str, verdict: Verdict) -> Rollout:
     return Rollout(
         prompt_ids=prompt,
         completion_ids=completion.token_ids,

@@ -42,13 +42,8 @@ class HFEngine(RolloutEngine):
         sampling: Sampling,
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
-        was_training = student.training
-        student.eval()
-        try:
-            with student.whole():
-                return self._generate(student, prompts, group_size, sampling, progress)
-        finally:
-            student.train(was_training)
+        with student.evaluating(), student.whole():
+            return self._generate(student, prompts, group_size, sampling, progress)
 
     def _generate(
         self,

@@ -27,8 +27,20 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from slmreason.redact import redact
 from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling
-from slmreason.rollout.worker import ALIGNMENT, Core, EngineError, Entry, Spec, shared, view
+from slmreason.rollout.worker import (
+    ALIGNMENT,
+    Core,
+    EngineError,
+    Entry,
+    Spec,
+    completions_of,
+    receive,
+    send,
+    shared,
+    view,
+)
 from slmreason.student import Student, resolve_model
 
 NOT_INSTALLED = """\
@@ -206,7 +218,7 @@ class _Here:
             with VISIT():
                 self._core = Core(spec)
         except Exception as error:
-            raise EngineError(f"vLLM cannot start with {spec.model}: {error}") from error
+            raise EngineError(redact(f"vLLM cannot start with {spec.model}: {error}")) from error
         self._end = weakref.finalize(self, _close_within, self._core, os.getpid())
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -337,7 +349,7 @@ class _Apart:
                 yield entries
                 entries, end = [], 0
             view(self._buffer, tensor.dtype, tuple(tensor.shape), end).copy_(tensor.detach())
-            entries.append((name, tensor.dtype, tuple(tensor.shape), end))
+            entries.append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), end))
             end = -(-(end + size) // ALIGNMENT) * ALIGNMENT
         if entries:
             yield entries
@@ -347,7 +359,7 @@ class _Apart:
     ) -> list[list[Completion]]:
         doing = f"sampling {group_size} completions of each of {len(prompts)} prompts"
         request = ("generate", ([list(prompt) for prompt in prompts], group_size, sampling))
-        return self._ask(doing, request, tick)  # type: ignore[no-any-return]
+        return completions_of(self._ask(doing, request, tick))
 
     def close(self) -> None:
         self._end()
@@ -364,11 +376,11 @@ class _Apart:
 
     def _send(self, message: object, doing: str) -> None:
         with self._explained(doing):
-            self._connection.send(message)
+            send(self._connection, message)
 
     def _receive(self, doing: str) -> tuple[str, Any]:
         with self._explained(doing):
-            kind, value = self._connection.recv()
+            kind, value = receive(self._connection)
         if kind == "failed":
             raise self._failure(f"failed while {doing}: {value}")
         return kind, value
@@ -393,7 +405,7 @@ class _Apart:
             how = "killed now"
         lines = self._log.read_text(errors="replace").splitlines()[-20:]
         self.close()
-        return EngineError("\n".join([f"the vLLM worker {what} ({how}). The end of its log:", *lines]))
+        return EngineError(redact("\n".join([f"the vLLM worker {what} ({how}). The end of its log:", *lines])))
 
     def _wait_at_most(self, seconds: float) -> None:
         """Telling the worker something, or listening to it, ends after this long with BlockingIOError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import shutil
@@ -78,7 +79,8 @@ class Core:
             "model": spec.model,
             "dtype": spec.dtype,
             "trust_remote_code": spec.trust_remote_code,
-            "load_format": "auto" if spec.from_disk else "dummy",  # a student's weights follow
+            # Never from a pickle; a student's weights follow.
+            "load_format": "safetensors" if spec.from_disk else "dummy",
             "skip_tokenizer_init": True,
             "generation_config": "vllm",  # no sampling defaults besides what we ask for
             "max_model_len": spec.max_model_len,
@@ -216,11 +218,26 @@ def _repack_heads(model: Any) -> None:
 
 # -- a process of its own -------------------------------------------------------------------------------------------
 #
-# The trainer sends ("load" | "generate", arguments); the worker answers with any number of ("tick", count) and one
-# ("done", result) or ("failed", message). While it loads, the trainer sends a list of (name, dtype, shape, offset) for
-# each filling of the shared buffer, answered by ("tick", 0), and None at the end.
+# Messages are JSON: what one side says is data to the other, and can never be code. The trainer sends the spec, then
+# ["load" | "generate", arguments]; the worker answers with any number of ["tick", count] and one ["done", result] or
+# ["failed", message]. While it loads, the trainer sends a list of [name, dtype, shape, offset] for each filling of the
+# shared buffer, answered by ["tick", 0], and null at the end.
 
-Entry = tuple[str, torch.dtype, tuple[int, ...], int]
+Entry = tuple[str, str, tuple[int, ...], int]
+
+
+def send(connection: Connection[Any, Any], message: object) -> None:
+    """Sends a message; records in it become objects with their fields."""
+    connection.send_bytes(json.dumps(message, default=vars).encode())
+
+
+def receive(connection: Connection[Any, Any]) -> Any:
+    """Waits for the other side's next message, in which records and tuples are objects and lists.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    return json.loads(connection.recv_bytes())
 
 
 def view(buffer: Tensor, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> Tensor:
@@ -236,6 +253,18 @@ def shared(descriptor: int, size: int) -> Tensor:
     return torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
 
 
+def spec_of(fields: dict[str, Any]) -> Spec:
+    """The spec that was sent."""
+    return Spec(**{**fields, "eos_ids": tuple(fields["eos_ids"])})
+
+
+def completions_of(groups: list[list[dict[str, Any]]]) -> list[list[Completion]]:
+    """The completions that were sent."""
+    return [
+        [Completion(tuple(c["token_ids"]), tuple(c["log_probs"]), c["truncated"]) for c in group] for group in groups
+    ]
+
+
 def main(connection_fd: str, buffer_fd: str, size: str, folder: str) -> None:
     """The worker's life: build, then serve until the trainer closes the connection or is gone.
 
@@ -245,8 +274,8 @@ def main(connection_fd: str, buffer_fd: str, size: str, folder: str) -> None:
     connection: Connection[Any, Any] = Connection(int(connection_fd))
     buffer, trainer = shared(int(buffer_fd), int(size)), os.getppid()
     try:
-        core = Core(connection.recv())
-        connection.send(("done", None))
+        core = Core(spec_of(receive(connection)))
+        send(connection, ("done", None))
         while True:
             _serve(core, _next(connection, trainer), connection, buffer)
     except (EOFError, ConnectionError):
@@ -254,7 +283,7 @@ def main(connection_fd: str, buffer_fd: str, size: str, folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     except Exception as error:
         traceback.print_exc()
-        connection.send(("failed", f"{type(error).__name__}: {error}"))
+        send(connection, ("failed", f"{type(error).__name__}: {error}"))
         status = 1
     # At once: vLLM holds nothing that the end of its process and of its temporary folder would not free.
     sys.stdout.flush()
@@ -267,27 +296,28 @@ def _next(connection: Connection[Any, Any], trainer: int) -> Any:
     while not connection.poll(HEARTBEAT_S):
         if os.getppid() != trainer:
             raise EOFError
-    return connection.recv()
+    return receive(connection)
 
 
-def _serve(core: Core, request: tuple[str, tuple[Any, ...]], connection: Connection[Any, Any], buffer: Tensor) -> None:
+def _serve(core: Core, request: tuple[str, Sequence[Any]], connection: Connection[Any, Any], buffer: Tensor) -> None:
     kind, arguments = request
     if kind == "load":
         core.load(_incoming(connection, buffer))
-        connection.send(("done", None))
+        send(connection, ("done", None))
     else:
         prompts, group_size, sampling = arguments
-        connection.send(("done", core.generate(prompts, group_size, sampling, _heart(connection))))
+        groups = core.generate(prompts, group_size, Sampling(**sampling), _heart(connection))
+        send(connection, ("done", groups))
 
 
 def _incoming(connection: Connection[Any, Any], buffer: Tensor) -> Iterator[tuple[str, Tensor]]:
     while True:
-        entries: list[Entry] | None = connection.recv()
+        entries: list[Entry] | None = receive(connection)
         if entries is None:
             return
         for name, dtype, shape, offset in entries:
-            yield name, view(buffer, dtype, shape, offset).clone()
-        connection.send(("tick", 0))
+            yield name, view(buffer, getattr(torch, dtype), tuple(shape), offset).clone()
+        send(connection, ("tick", 0))
 
 
 def _heart(connection: Connection[Any, Any]) -> Callable[[int], None]:
@@ -297,6 +327,6 @@ def _heart(connection: Connection[Any, Any]) -> Callable[[int], None]:
         nonlocal last
         if finished or time.monotonic() - last > HEARTBEAT_S:
             last = time.monotonic()
-            connection.send(("tick", finished))
+            send(connection, ("tick", finished))
 
     return beat

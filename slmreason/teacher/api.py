@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from slmreason.records import Problem
+from slmreason.redact import MIN_CHARS, hide, redact
 from slmreason.teacher.llm import Answer, Conversation, Failure, LLMTeacher, TeacherError, progress_line
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,6 @@ STOPPED = "the teacher was stopped"
 CHARS_PER_TOKEN = 4
 CONNECT_S = 10.0
 """An API that is there takes a connection at once, however long it thinks afterwards."""
-PLACEHOLDER_CHARS = 8
-"""A shorter key is a word like EMPTY for a server that wants none, and may well occur in an answer."""
 
 
 @dataclass
@@ -139,6 +138,7 @@ class APITeacher(LLMTeacher):
         key = read_key(api_key_env, self.base_url)
         self._client = self._connect(key)
         self._redacted = redaction(key, api_key_env)
+        hide(key or "", api_key_env)
         self._lock = threading.Lock()
         self._stopped = False
         self._in_a_row = 0
@@ -302,12 +302,12 @@ class APITeacher(LLMTeacher):
     # -- failures and reports ---------------------------------------------------------------------------------------
 
     def _failure(self, error: Exception) -> Failure:
-        """What an error of the library means, without the key."""
+        """What an error of the library means, without the key: servers quote it, whole or in part."""
         import openai
 
         if isinstance(error, openai.APIStatusError):
             status, phrase = error.status_code, error.response.reason_phrase
-            reason = self._redacted(f"HTTP {status} {phrase}: {error.message}")[:500]
+            reason = redact(f"HTTP {status} {phrase}: {error.message}")[:500]
             if status == 403 and self._heard:
                 return Failure(reason)  # some refuse with it what they take for indecent
             if status in HOPELESS or error.code == "insufficient_quota":
@@ -315,7 +315,7 @@ class APITeacher(LLMTeacher):
             return Failure(reason) if status >= 500 or status in (408, 409, 429) else _Refused(reason)
         if isinstance(error, openai.APITimeoutError):
             return Failure(f"no answer within {self.timeout_s:g} s")
-        return Failure(self._redacted(f"{error} {error.__cause__ or ''}")[:500])
+        return Failure(redact(f"{error} {error.__cause__ or ''}")[:500])
 
     def _words(self, spent: Spent) -> str:
         cost = f", about {self.cost(spent):.2f} USD" if self.cost(spent) else ""
@@ -395,8 +395,8 @@ def read_key(variable: str, base_url: str) -> str | None:
 
 
 def redaction(key: str | None, variable: str) -> Callable[[str], str]:
-    """Puts the variable's name in the place of the key, wherever a server may have repeated that."""
-    if key is None or len(key) < PLACEHOLDER_CHARS:
+    """Puts the variable's name in the place of the key in an answer, and leaves the rest of it as it is."""
+    if key is None or len(key) < MIN_CHARS:
         return lambda text: text
     return lambda text: text.replace(key, f"[{variable}]")
 

@@ -202,7 +202,7 @@ def score_traces(
         Example(student.encode_question(problem.question), student.encode_target(text), problem.id, "teacher")
         for problem, text in zip(problems, texts, strict=True)
     ]
-    with student.whole():
+    with student.evaluating(), student.whole():
         return spread(lambda share: _score_examples(share, student, max_rank, token_budget), examples)
 
 

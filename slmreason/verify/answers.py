@@ -1,26 +1,31 @@
 r"""Is this completion's final answer the gold answer? math-verify decides; plain numbers and letters take a short cut.
 
 What a model wrote is hostile until shown otherwise: only the final answer is looked at, its length is bounded, powers
-that could fill the memory are refused before any algebra runs, and math-verify's own time limit is set.
+that could fill the memory are refused before any algebra runs, and the algebra runs in a process that can be killed
+(`slmreason.verify.pool`). Reading an answer takes time in proportion to the text.
 
 A gold answer says how it wants to be compared: `2, 3` is a list in this order, `\{2, 3\}` a set in any order.
+
+Characters count as what a reader sees: digits of any script, full-width letters, every dash that stands for a minus,
+and nothing where nothing is printed. Letters of other alphabets that look like ours are other letters.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import threading
+from collections.abc import Iterable, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
-from math_verify import parse, verify
-from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig
+from slmreason.verify.pool import DEFAULT, RIGHT, WRONG, Limits, Pair, Ruling, shared_pool
 
 MAX_ANSWER_CHARS = 256
+MAX_GOLD_CHARS = 4 * MAX_ANSWER_CHARS
+MAX_BOX_CHARS = 4 * MAX_ANSWER_CHARS
 MAX_DIGITS = 100_000
-TIMEOUT_SECONDS = 2
+TOO_LARGE = Ruling(False, "too large")
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})*|\d*)(?:\.\d+)?")
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])")
 _POWER_OF_TEN = re.compile(r"(?:(.+?)\s*(?:\\times|\\cdot|\*|×)\s*|([-+]?))10\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|(\d))")
@@ -33,63 +38,45 @@ _PERCENT = re.compile(r"\s*\\?%$")
 _AND = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![\w\\])(?:and|or)\b")
 _BRACKETED = re.compile(r"(?:\\left)?\s*\\?[{(\[](.*?)(?:\\right)?\s*\\?[})\]]", re.DOTALL)
 _MARKER = re.compile(r"(?:####|\bA:|\b[Ff]inal [Aa]nswer(?: is)?:?|\b[Aa]nswer(?: is)?:?)\s*(.+)")
+_LAST_NUMBER = re.compile(r"(?:(?<!\d)-)?\d[\d,]*(?:\.\d+)?")
+_BRACE = re.compile(r"\\f?box(?:ed)?\s*\{|[{}]")
+_CHARACTERS = {
+    **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63"), "-"),
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width
+    # Zero width and direction marks.
+    **dict.fromkeys([0xAD, 0x61C, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF]),
+}
 _LETTER = re.compile(r"\(?([A-Z])[).:]?(?:\s.*)?", re.DOTALL)
 _POWER = re.compile(r"\s*(?:\^|\*\*|\\exp\b)\s*")
 _HUGE = re.compile(r"[\d)}]+\s*!|\\[a-z]?(?:binom|choose|prod|sum|int)(?![a-zA-Z])")
 
 
-def is_correct(text: str, gold: str, is_choice: bool = False, tolerance: float = 0.0) -> bool:
-    """True when the final answer of `text` equals `gold` in value.
+class Claim(NamedTuple):
+    """A completion and what its answer should be."""
 
-    Args:
-        text: a completion; its last boxed expression is its answer, else what follows its last `####`, `A:` or
-            `answer is`, else its last number (as math-verify's own fallback).
-        gold: the gold answer, with or without a box or dollar signs.
-        is_choice: compare option letters and nothing else.
-        tolerance: by how much a decimal number may differ, in its own unit.
+    text: str
+    """Its last boxed expression is its answer, else what follows its last `####`, `A:` or `answer is`, else its last
+    number (as math-verify's own fallback)."""
+    gold: str
+    """The gold answer, with or without a box or dollar signs."""
+    is_choice: bool = False
+    """Compare option letters and nothing else."""
+    tolerance: float = 0.0
+    """By how much a decimal number may differ, in its own unit."""
+
+
+def rule(claims: Iterable[Claim], limits: Limits = DEFAULT) -> list[Ruling]:
+    """Whether each claim's final answer equals its gold answer in value; the algebra of all of them side by side.
+
+    Raises:
+        RuntimeError: a process for the algebra cannot be started.
     """
-    answer = final_answer(text)
-    if answer is None or len(answer) > MAX_ANSWER_CHARS:
-        return False
-    if is_choice:
-        return choice_letter(answer) == choice_letter(gold)
-    return answers_match(answer, gold, tolerance)
+    return _settle([_claim_plan(claim) for claim in claims], limits)
 
 
-def final_answer(text: str) -> str | None:
-    """The part of a completion that counts as its answer; None when there is none."""
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed.strip() or None
-    marked = _MARKER.findall(text)
-    if marked:
-        return str(marked[-1]).strip().rstrip(".") or None
-    numbers = [number for number in re.findall(r"-?\d[\d,]*(?:\.\d+)?", text) if number]
-    return numbers[-1].rstrip(",") if numbers else None
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}` or `\fbox{...}` whose braces close, else None."""
-    for match in reversed(list(re.finditer(r"\\f?box(?:ed)?\s*\{", text))):
-        depth = 1
-        for position in range(match.end(), min(len(text), match.end() + 4 * MAX_ANSWER_CHARS)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                return text[match.end() : position]
-    return None
-
-
-def choice_letter(answer: str) -> str | None:
-    r"""The option letter of `C`, `(C)`, `C) Ann`, `\text{C}`; None for anything else."""
-    inner = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", answer).strip(" $.")
-    match = _LETTER.fullmatch(inner)
-    return match.group(1) if match else None
-
-
-@lru_cache(maxsize=65_536)
-def answers_match(answer: str, gold: str, tolerance: float = 0.0) -> bool:
-    """True when two answers are the same text, spacing aside, or equal in value (`same_value`)."""
-    return _squeeze(tidy(answer)) == _squeeze(tidy(gold)) or same_value(answer, gold, tolerance)
+def is_correct(text: str, gold: str, is_choice: bool = False, tolerance: float = 0.0) -> bool:
+    """True when the final answer of `text` equals `gold` in value: `rule` for a single claim."""
+    return rule([Claim(text, gold, is_choice, tolerance)])[0].correct
 
 
 def same_value(answer: str, gold: str, tolerance: float = 0.0) -> bool:
@@ -100,46 +87,112 @@ def same_value(answer: str, gold: str, tolerance: float = 0.0) -> bool:
         gold: `2, 3` asks for this order, `\{2, 3\}` for any order.
         tolerance: by how much a decimal number may differ, in its own unit.
     """
+    return _settle([_value_plan(answer, gold, tolerance)], DEFAULT)[0].correct
+
+
+# From a text to its answer --------------------------------------------------------------------------------------------
+
+
+def final_answer(text: str) -> str | None:
+    """The part of a completion that counts as its answer; None when there is none."""
+    text = _as_seen(text)
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed.strip() or None
+    marked = _MARKER.findall(text)
+    if marked:
+        return str(marked[-1]).strip().rstrip(".") or None
+    numbers = _LAST_NUMBER.findall(text)
+    return str(numbers[-1]).rstrip(",") if numbers else None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Content of the last `\boxed{...}` or `\fbox{...}` whose braces close, else None."""
+    if "box" not in text:
+        return None
+    last, opened = (-1, -1), []
+    for brace in _BRACE.finditer(text):
+        if brace.group() != "}":
+            opened.append(brace.end() if len(brace.group()) > 1 else -1)
+        elif opened and (start := opened.pop()) > last[0] and brace.start() - start < MAX_BOX_CHARS:
+            last = start, brace.start()
+    return text[slice(*last)] if last[0] >= 0 else None
+
+
+def _as_seen(text: str) -> str:
+    return text if text.isascii() else text.translate(_CHARACTERS)
+
+
+def choice_letter(answer: str) -> str | None:
+    r"""The option letter of `C`, `(C)`, `C) Ann`, `\text{C}`; None for anything else."""
+    inner = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", answer).strip(" $.")
+    match = _LETTER.fullmatch(inner)
+    return match.group(1) if match else None
+
+
+# Is it the gold answer? -----------------------------------------------------------------------------------------------
+
+_Plan = Ruling | tuple[Pair, ...]
+"""A ruling, or the pairs of expressions that must all be equal."""
+
+
+def _settle(plans: Sequence[_Plan], limits: Limits) -> list[Ruling]:
+    pairs = [pair for plan in plans if not isinstance(plan, Ruling) for pair in plan]
+    found = dict(zip(pairs, shared_pool(limits).compare(pairs), strict=True)) if pairs else {}
+    return [plan if isinstance(plan, Ruling) else _all_right(found[pair] for pair in plan) for plan in plans]
+
+
+def _all_right(rulings: Iterable[Ruling]) -> Ruling:
+    return next((ruling for ruling in rulings if not ruling.correct), RIGHT)
+
+
+def _claim_plan(claim: Claim) -> _Plan:
+    answer = final_answer(claim.text)
+    if answer is None or len(answer) > MAX_ANSWER_CHARS:
+        return WRONG
+    if claim.is_choice:
+        letter = choice_letter(answer)
+        return RIGHT if letter is not None and letter == choice_letter(claim.gold) else WRONG
+    return _answer_plan(answer, claim.gold, claim.tolerance)
+
+
+@lru_cache(maxsize=65_536)
+def _answer_plan(answer: str, gold: str, tolerance: float) -> _Plan:
+    """Two answers are equal when they are the same text, spacing aside, or equal in value."""
+    return RIGHT if _squeeze(tidy(answer)) == _squeeze(tidy(gold)) else _value_plan(answer, gold, tolerance)
+
+
+def _value_plan(answer: str, gold: str, tolerance: float) -> _Plan:
     answer, gold = tidy(answer), tidy(gold)
     mine, theirs = as_number(answer), as_number(gold)
     if mine is not None and theirs is not None:
-        return _close(mine, theirs, tolerance)
+        return RIGHT if _close(mine, theirs, tolerance) else WRONG
     mine, theirs = as_number(_PERCENT.sub("", answer)), as_number(_PERCENT.sub("", gold))
     if mine is not None and theirs is not None and _close(mine, theirs, tolerance):
-        return True
+        return RIGHT
     wanted = list_items(gold)
     if len(wanted) > 1:
-        given = list_items(answer)
-        if len(given) == 1 and (inner := _BRACKETED.fullmatch(answer)):
-            given = list_items(inner.group(1))
-        pairs = zip(given, wanted, strict=True) if len(given) == len(wanted) else None
-        return pairs is not None and all(answers_match(mine, theirs, tolerance) for mine, theirs in pairs)
-    return not _too_large(answer, gold) and _same_expression(answer, gold)
+        return _list_plan(answer, wanted, tolerance)
+    if len(answer) > MAX_ANSWER_CHARS or len(gold) > MAX_GOLD_CHARS:
+        return WRONG
+    return TOO_LARGE if _too_large(answer, gold) else ((answer, gold),)
+
+
+def _list_plan(answer: str, wanted: Sequence[str], tolerance: float) -> _Plan:
+    given = list_items(answer)
+    if len(given) == 1 and (inner := _BRACKETED.fullmatch(answer)):
+        given = list_items(inner.group(1))
+    if len(given) != len(wanted):
+        return WRONG
+    plans = [_answer_plan(mine, theirs, tolerance) for mine, theirs in zip(given, wanted, strict=True)]
+    settled = _all_right(plan for plan in plans if isinstance(plan, Ruling))
+    return (
+        tuple(pair for plan in plans if not isinstance(plan, Ruling) for pair in plan) if settled.correct else settled
+    )
 
 
 def _close(mine: Decimal, theirs: Decimal, tolerance: float) -> bool:
     return mine == theirs or abs(mine - theirs) <= Decimal(repr(tolerance))
-
-
-def _same_expression(answer: str, gold: str) -> bool:
-    # math-verify's limit is a signal, which only the main thread may set.
-    limit = TIMEOUT_SECONDS if threading.current_thread() is threading.main_thread() else None
-    number = as_number(gold)
-    # It rounds to so many places behind the point; a small gold needs more of them to be told from zero.
-    places = 6 - min(0, number.adjusted()) if number else 6
-    try:
-        # From a gold that it cannot read as a whole it would else pick out some number.
-        wanted, given = _expressions(gold, True, limit), _expressions(answer, False, limit)
-        return bool(verify(wanted, given, float_rounding=places, timeout_seconds=limit))
-    except (ValueError, TypeError, RecursionError, ArithmeticError, MemoryError):
-        return False
-
-
-@lru_cache(maxsize=1024)  # all rollouts of a problem share its gold answer
-def _expressions(answer: str, whole: bool, limit: int | None) -> list[Any]:
-    latex = LatexExtractionConfig(boxed_match_priority=0)
-    settings = [latex] if whole else [latex, ExprExtractionConfig()]
-    return parse(f"${answer}$", settings, fallback_mode="no_fallback", parsing_timeout=limit)
 
 
 def as_number(answer: str) -> Decimal | None:
@@ -165,6 +218,7 @@ def as_number(answer: str) -> Decimal | None:
 
 def tidy(answer: str) -> str:
     r"""An answer without box, dollar signs, last full stop, unit and thousands spacing; `4e3` as `4 \times 10^{3}`."""
+    answer = _as_seen(answer)
     plain = re.sub(r"(?<!\\)\$", "", last_boxed(answer) or answer)
     plain = re.sub(r"(?<=\d),\s*\\!\s*(?=\d)", "", plain).replace("\\!", "")
     # Programming languages write 1./3; TeX writes 0.\overline{3}.

@@ -27,6 +27,8 @@ MAX_ALTERNATIVES = 4
 FLOAT_CHARS = 15
 FLOAT_PRECISION = Fraction(1, 10**12)
 """A decimal with so many characters is one that a machine rounded; equations with it hold up to this share."""
+MAX_TEXT_CHARS = 200_000
+"""A longer text has nothing that could be relied on: what is hostile takes up to 40 microseconds a character."""
 REMAINDER_CHARS = 60
 """So far behind an equation a remainder may be mentioned: `13 / 6 = 2 full cycles with a remainder of 1`."""
 
@@ -59,7 +61,9 @@ def read_equations(text: str) -> list[Equation]:
 
 
 def false_equations(text: str) -> list[str]:
-    """The equations of a text that are not true."""
+    """The equations of a text that are not true; for a text that is too long to be checked, a note that it is."""
+    if len(text) > MAX_TEXT_CHARS:
+        return [f"unchecked, the text has {len(text)} characters and the cap is {MAX_TEXT_CHARS}"]
     return [equation.text for equation in read_equations(text) if not equation.holds]
 
 

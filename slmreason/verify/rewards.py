@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slmreason.records import Problem
-from slmreason.verify.answers import is_correct, last_boxed
+from slmreason.records import Problem, Reject
+from slmreason.verify.answers import Claim, final_answer, last_boxed, rule
+from slmreason.verify.pool import DEFAULT, Limits
+
+MAX_SHOWN_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -19,24 +23,70 @@ class Verdict:
 
 
 class RewardFn(ABC):
-    """Grades one completion of one problem."""
+    """Grades completions. A subclass needs `__call__`; one that grades many faster together overrides `grade` too."""
 
     @abstractmethod
     def __call__(self, problem: Problem, text: str) -> Verdict:
         """The verdict on `text` as an answer to `problem`."""
 
+    def grade(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        """The verdict on each completion, in their order."""
+        return [self(problem, text) for problem, text in pairs]
+
+    def drain_rejects(self) -> list[Reject]:
+        """The completions since the last call that were judged wrong because grading them met a limit."""
+        return []
+
 
 class AnswerReward(RewardFn):
-    """1 for a right final answer, plus `format_weight` for a boxed one, right or wrong."""
+    """1 for a right final answer, plus `format_weight` for a boxed one, right or wrong.
 
-    def __init__(self, format_weight: float = 0.0) -> None:
+    What takes algebra is compared in worker processes (`slmreason.verify.pool`), started when the first such answer
+    comes; rewards with the same limits share them.
+    """
+
+    def __init__(
+        self,
+        format_weight: float = 0.0,
+        workers: int | None = DEFAULT.workers,
+        timeout_s: float = DEFAULT.timeout_s,
+        memory_mb: int = DEFAULT.memory_mb,
+    ) -> None:
         r"""
         Args:
             format_weight: Added to the reward when the completion has a `\boxed{}` answer.
+            workers: Processes that compare answers; null takes one for each core, at most four.
+            timeout_s: Wall-clock seconds a comparison may take; then its process is killed and the answer is wrong.
+            memory_mb: MiB of address space a process may have; a comparison that needs more makes the answer wrong.
+
+        Raises:
+            ValueError: a limit is not positive.
         """
         self.format_weight = format_weight
+        self.limits = Limits(workers, timeout_s, memory_mb)
+        self._rejects: list[Reject] = []
 
     def __call__(self, problem: Problem, text: str) -> Verdict:
-        correct = is_correct(text, problem.answer, is_choice=problem.choices is not None, tolerance=problem.tolerance)
-        bonus = self.format_weight if self.format_weight and last_boxed(text) is not None else 0.0
-        return Verdict(float(correct) + bonus, correct)
+        return self.grade([(problem, text)])[0]
+
+    def grade(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        rulings = rule([_claim(problem, text) for problem, text in pairs], self.limits)
+        for (problem, text), ruling in zip(pairs, rulings, strict=True):
+            if ruling.limit:
+                answer = (final_answer(text) or "")[:MAX_SHOWN_CHARS]
+                self._rejects.append(Reject(problem.id, "verifier", ruling.limit, {"answer": answer}))
+        return [
+            Verdict(float(ruling.correct) + self._bonus(text), ruling.correct)
+            for (_, text), ruling in zip(pairs, rulings, strict=True)
+        ]
+
+    def drain_rejects(self) -> list[Reject]:
+        rejects, self._rejects = self._rejects, []
+        return rejects
+
+    def _bonus(self, text: str) -> float:
+        return self.format_weight if self.format_weight and last_boxed(text) is not None else 0.0
+
+
+def _claim(problem: Problem, text: str) -> Claim:
+    return Claim(text, problem.answer, problem.choices is not None, problem.tolerance)

@@ -1,0 +1,123 @@
+"""A tree of tensors and plain values as one file that holds no code: safetensors, with the rest as JSON inside it.
+
+Lightning's checkpoints are pickles by default; `SafetensorsIO` writes and reads the same dictionaries in this form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slmreason.runfolder import replace_synced
+
+TREE = "tree"
+"""Name of the tensor whose bytes are the JSON: safetensors bounds its own header, and a run's history may be long."""
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Writes nested dicts (of text or whole-number keys), lists, tuples, tensors and plain values.
+
+    The file is there whole or not at all. Tensors that are one and the same are written once.
+
+    Raises:
+        TypeError: a value is of another kind; the message says where it stands.
+        OSError: it cannot be written, e.g. since the disk is full.
+    """
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_packed(tree, tensors, {}, "")).encode()
+    tensors[TREE] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file(tensors, temporary)
+        replace_synced(temporary, path)
+    except SafetensorError as error:  # which hides the operating system's own
+        temporary.unlink(missing_ok=True)
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number.group(1)) if number else None, str(error), str(path)) from error
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def load_tree(path: Path, with_tensors: bool = True) -> Any:
+    """Reads what `save_tree` wrote.
+
+    Args:
+        with_tensors: False leaves tensors out (None stands in their place), so that a look at the rest is quick.
+
+    Raises:
+        ValueError: the file is not there, is torn, or is something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tree = json.loads(file.get_tensor(TREE).numpy().tobytes())
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a checkpoint, or a torn one ({error})") from error
+    return _unpacked(tree, tensors)
+
+
+class SafetensorsIO(CheckpointIO):
+    """Lightning checkpoints without pickle, each written whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_tree(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return dict(load_tree(Path(path)))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def _packed(value: Any, tensors: dict[str, Tensor], names: dict[Any, str], where: str) -> Any:
+    """The JSON form of a value; what JSON lacks is a dict with one `$` key."""
+    if isinstance(value, Tensor):
+        same = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else where
+        if same not in names:
+            names[same] = where
+            # A view would drag its whole storage along, and safetensors refuses two names for one storage.
+            shared = value.untyped_storage().nbytes() != value.numel() * value.element_size()
+            tensors[where] = value.detach().clone() if shared else value.detach().contiguous()
+        return {"$tensor": names[same]}
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: _packed(item, tensors, names, f"{where}/{key}") for key, item in value.items()}
+        pairs = [[_packed(k, tensors, names, where), _packed(v, tensors, names, f"{where}/{k}")]
+                 for k, v in value.items()]  # fmt: skip
+        return {"$dict": pairs}
+    if isinstance(value, tuple):
+        return {"$tuple": [_packed(item, tensors, names, f"{where}/{i}") for i, item in enumerate(value)]}
+    if isinstance(value, list):
+        return [_packed(item, tensors, names, f"{where}/{i}") for i, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value.value if isinstance(value, Enum) else value  # an enum of texts is its text
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"checkpoint{where}: a {type(value).__name__} cannot be kept without pickle")
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$tensor" in value:
+        return tensors.get(value["$tensor"])
+    if "$tuple" in value:
+        return tuple(_unpacked(item, tensors) for item in value["$tuple"])
+    if "$dict" in value:
+        return {_unpacked(key, tensors): _unpacked(item, tensors) for key, item in value["$dict"]}
+    return {key: _unpacked(item, tensors) for key, item in value.items()}
