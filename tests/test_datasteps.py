@@ -210,7 +210,7 @@ def test_critique_needs_a_harvest(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["critique", *CONFIG]) == 2
     assert "--harvest is needed" in capsys.readouterr().err
     assert main(["critique", *CONFIG, f"--harvest={tmp_path / 'none.jsonl'}"]) == 2
-    assert "no group in it" in capsys.readouterr().err
+    assert "none.jsonl: no such file" in capsys.readouterr().err
 
 
 def test_the_table_says_under_each_heading_what_it_names() -> None:

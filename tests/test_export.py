@@ -111,7 +111,7 @@ def test_mistakes_are_named(lora_run: Path, tmp_path: Path, capsys: pytest.Captu
     for args, says in (
         ([tmp_path, tmp_path / "out"], "is not a run folder"),
         ([lora_run, tmp_path / "taken"], "exists already"),
-        ([tmp_path / "empty", tmp_path / "out"], "has not finished a stage"),
+        ([tmp_path / "empty", tmp_path / "out"], "has no checkpoint yet"),
         ([tmp_path / "full", tmp_path / "out", "--form=adapter"], "trained all weights"),
     ):
         assert main(["export", *map(str, args)]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from markupsafe import Markup
 
 from slmreason.evaluate.benchmarks import Score
 from slmreason.redact import redact
-from slmreason.resume import RunState, load_weights, newest_checkpoint
+from slmreason.resume import load_weights, newest_checkpoint
 from slmreason.runfolder import write_text
 from slmreason.student import Lora, Student
 
@@ -43,7 +44,7 @@ def export(run: Path, out: Path, form: Form = "merged", dtype: Dtype | None = No
     config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     if form == "adapter" and config["student"]["lora"] is None:
         raise ValueError(f"export: {run} trained all weights (student.lora is not set); use --form merged")
-    student, state = trained_student(run, config)
+    student = trained_student(run, config)
     if dtype is not None:
         student.to(getattr(torch, dtype))
         student.base_model.config.dtype = getattr(torch, dtype)
@@ -53,14 +54,16 @@ def export(run: Path, out: Path, form: Form = "merged", dtype: Dtype | None = No
     else:
         student.network.save_pretrained(out)
         student.tokenizer.save_pretrained(out)
-    write_text(out / "README.md", redact(model_card(out.resolve().name, config, state, form)))
+    stages = run / "summary.json"
+    summary = json.loads(stages.read_text(encoding="utf-8")) if stages.exists() else []
+    write_text(out / "README.md", redact(model_card(out.resolve().name, config, summary, form)))
 
 
-def trained_student(run: Path, config: dict[str, Any]) -> tuple[Student, RunState]:
+def trained_student(run: Path, config: dict[str, Any]) -> Student:
     """The student of a config with the weights of the run's newest checkpoint.
 
     Raises:
-        ValueError: the run has no checkpoint yet, or the base model or the state cannot be loaded.
+        ValueError: the run has no checkpoint yet, or the base model or the checkpoint cannot be loaded.
     """
     section = dict(config["student"])
     section["lora"] = Lora(**section["lora"]) if section["lora"] is not None else None
@@ -72,21 +75,20 @@ def trained_student(run: Path, config: dict[str, Any]) -> tuple[Student, RunStat
     if found is None:
         raise ValueError(f"export: {run} has no checkpoint yet")
     load_weights(found[0], student)
-    return student, found[1]
+    return student
 
 
-def model_card(name: str, config: dict[str, Any], state: RunState, form: Form) -> str:
-    """Markdown with the settings, the table of stages and how to load the folder."""
-    with_scores: Sequence[Score] = next((r.scores for r in state.reports if r.scores), [])
+def model_card(name: str, config: dict[str, Any], summary: Sequence[dict[str, Any]], form: Form) -> str:
+    """Markdown with the settings, the table of stages and how to load the folder.
+
+    Args:
+        summary: what the run's `summary.json` holds.
+    """
+    scores = [[Score(**score) for score in row["scores"]] for row in summary]
+    with_scores = next((row for row in scores if row), [])
     stages = [
-        {
-            "stage": "base" if report.place.stage == "base" else f"round {report.place.round} {report.place.stage}",
-            "rows": report.rows,
-            "seconds": round(report.seconds),
-            "outcome": report.outcome,
-            "scores": [str(score) for score in report.scores] or [""] * len(with_scores),
-        }
-        for report in state.reports
+        {**row, "seconds": round(row["seconds"]), "scores": [str(score) for score in mine] or [""] * len(with_scores)}
+        for row, mine in zip(summary, scores, strict=True)
     ]
     # Markdown passes HTML through, so a name or an outcome is escaped; what is code stands in a code span.
     environment = Environment(

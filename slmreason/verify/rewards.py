@@ -25,6 +25,10 @@ class Verdict:
 class RewardFn(ABC):
     """Grades completions. A subclass needs `__call__`; one that grades many faster together overrides `grade` too."""
 
+    def __init_subclass__(cls) -> None:
+        if "__call__" in vars(cls) and "grade" not in vars(cls):
+            cls.grade = RewardFn.grade  # type: ignore[method-assign] # not that of a parent, which knows nothing of it
+
     @abstractmethod
     def __call__(self, problem: Problem, text: str) -> Verdict:
         """The verdict on `text` as an answer to `problem`."""
@@ -67,7 +71,7 @@ class AnswerReward(RewardFn):
         self._rejects: list[Reject] = []
 
     def __call__(self, problem: Problem, text: str) -> Verdict:
-        return self.grade([(problem, text)])[0]
+        return AnswerReward.grade(self, [(problem, text)])[0]
 
     def grade(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         rulings = rule([_claim(problem, text) for problem, text in pairs], self.limits)

@@ -48,11 +48,11 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curriculu
             seen.append(self)
             return super().run()
 
-        def _fit(self, place: Any, stage_dir: Path) -> None:
+        def _fit(self, place: Any, *args: Any) -> None:
             module = self.modules[place.stage]
             assert module.student is self.student
             weights.append(self.student.network.get_input_embeddings().weight.data_ptr())
-            super()._fit(place, stage_dir)
+            super()._fit(place, *args)
 
     patch.setattr(commands, "Curriculum", Spy)
     status = main(["fit", "--config", "quickstart", f"--run_dir={run_dir}", *SMALL])
@@ -80,7 +80,7 @@ def test_the_run_folder_holds_what_it_should(small_run: tuple[Path, Curriculum, 
         for folder in stage_dirs(run_dir, stage):
             assert (folder / "set-epoch-0.jsonl").stat().st_size
             assert (folder / "strata.jsonl").stat().st_size
-            assert list((folder / "checkpoints").glob("*.ckpt"))
+    assert list((run_dir / "resume").glob("*-after-round-2-cft.ckpt"))
     assert rows(stage_dirs(run_dir, "grpo")[0] / "samples.jsonl")
     assert rows(stage_dirs(run_dir, "sft")[0] / "bridge.jsonl")
 
