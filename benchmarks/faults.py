@@ -53,7 +53,7 @@ POINTS = {
     "backward": "torch.Tensor.backward",
     "optimizer step": "torch.optim.adam.adam",
     "checkpoint write": "slmreason.checkpoint.save_file",
-    "checkpoint rename": "slmreason.checkpoint.replace_synced",
+    "rename": "slmreason.runfolder.replace_synced",
     "append or sync": "os.fsync",
     "bridge": "slmreason.curriculum.bridge",
     "critique": "slmreason.curriculum.critique",

@@ -68,7 +68,7 @@ class KeepCheckpoints(Checkpoint):
             return  # gradients that are summed up so far are no part of a checkpoint
         save, leave = first_only(lambda: (self._due(), preemption.requested()))
         if save or leave:
-            name = f"in-{pl_module.stage}-epoch-{trainer.current_epoch}-batch-{batch_idx}"
+            name = f"{pl_module.stage}-epoch-{trainer.current_epoch}-batch-{batch_idx}"
             with _before_batch(trainer):
                 trainer.save_checkpoint(first_only(lambda: self._path(name)))
             self._saved()

@@ -67,6 +67,9 @@ class Course:
     best: float = math.nan
     mean: float = math.nan
     """NaN, as the others, until there are `window` values: comparisons with it are false."""
+    error: float = math.nan
+    """Standard error of the mean, and of the best one."""
+    best_error: float = math.nan
 
     def add(self, value: float) -> None:
         """What is not finite is left out."""
@@ -77,7 +80,15 @@ class Course:
             return
         self.mean = sum(self.values) / self.window
         self.first = self.mean if math.isnan(self.first) else self.first
-        self.best = self.mean if math.isnan(self.best) else max(self.best, self.mean)
+        squares = sum((value - self.mean) ** 2 for value in self.values)
+        self.error = math.sqrt(squares / self.window / max(1, self.window - 1))
+        if not self.mean <= self.best:
+            self.best, self.best_error = self.mean, self.error
+
+    @property
+    def fallen(self) -> bool:
+        """The mean is below its best by more than noise explains; the best of many means is a lucky one."""
+        return self.best - self.mean > 4 * math.hypot(self.error, self.best_error)
 
 
 class TrainingHealth(Callback):
@@ -117,12 +128,16 @@ class TrainingHealth(Callback):
         shares = {"reward_share": reward_share, "entropy_share": entropy_share, "max_truncated": max_truncated}
         counts = {"window": window, "steps_without_signal": steps_without_signal, "repeat_after": repeat_after}
         factors = {"length_factor": length_factor, "loss_factor": loss_factor}
+        bounds = {"min_entropy": min_entropy, "max_kl": max_kl, "max_mismatch": max_mismatch}
         for name, value in {**counts, **factors}.items():
-            if value < 1:
+            if not value >= 1:  # NaN neither
                 raise ValueError(f"TrainingHealth: {name} must be at least 1, got {value}")
         for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"TrainingHealth: {name} must be within 0 and 1, got {value}")
+        for name, value in bounds.items():
+            if not value >= 0:
+                raise ValueError(f"TrainingHealth: {name} must be at least 0, got {value}")
         self.window, self.reward_share, self.min_entropy = window, reward_share, min_entropy
         self.entropy_share, self.length_factor, self.max_truncated = entropy_share, length_factor, max_truncated
         self.steps_without_signal, self.max_kl, self.max_mismatch = steps_without_signal, max_kl, max_mismatch
@@ -209,7 +224,7 @@ class TrainingHealth(Callback):
             self._courses.get(name, none)
             for name in ("reward", "entropy", "length", "truncated", "kl", "sampler_mismatch", "loss")
         )
-        if reward.best > 0 and reward.mean < self.reward_share * reward.best:
+        if reward.best > 0 and reward.mean < self.reward_share * reward.best and reward.fallen:
             says = f"the reward is {reward.mean:.3g} {last}, at its best it was {reward.best:.3g}"
             yield Finding("reward collapse", reward.mean, says, REWARD)
         if entropy.mean < max(self.min_entropy, self.entropy_share * entropy.first):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from slmreason.runfolder import replace_synced
+from slmreason.runfolder import write_file
 
 TREE = "tree"
 """Name of the tensor whose bytes are the JSON: safetensors bounds its own header, and a run's history may be long."""
@@ -37,18 +36,7 @@ def save_tree(path: Path, tree: Any) -> None:
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_packed(tree, tensors, {}, "")).encode()
     tensors[TREE] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save_file(tensors, temporary)
-        replace_synced(temporary, path)
-    except SafetensorError as error:  # which hides the operating system's own
-        temporary.unlink(missing_ok=True)
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number.group(1)) if number else None, str(error), str(path)) from error
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_file(path, lambda temporary: save_file(tensors, temporary))
 
 
 def load_tree(path: Path, with_tensors: bool = True) -> Any:

@@ -40,6 +40,7 @@ from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique
 from slmreason.redact import SafeFormatter, cell
+from slmreason.resume import newest_checkpoint
 from slmreason.runfolder import NO_ROOM, free_folder, lock_folder, read_records
 from slmreason.trainer import Processes
 
@@ -91,6 +92,10 @@ def run(command: str, args: Sequence[str], description: str) -> int:
         job()
     except ConfigError as error:
         return fail(error)
+    except SystemExit as stop:
+        if stop.code == preemption.EXIT_STATUS:
+            log.warning("stopped by SIGTERM; what has been done is kept, go on with --resume auto")
+        raise
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -190,6 +195,7 @@ def run_to_resume(parser: Parser, config: Namespace) -> Path | None:
 
     Raises:
         ConfigError: the folder holds no run, or its config differs; the message names the keys.
+        ValueError: none of its checkpoints can be read.
     """
     wanted = config.pop("resume", None)
     if wanted is None:
@@ -203,6 +209,7 @@ def run_to_resume(parser: Parser, config: Namespace) -> Path | None:
     before, now = (yaml.safe_load(text) for text in (saved.read_text(), parser.dump(config, skip_none=False)))
     if keys := differing_keys(before, now):
         raise ConfigError(f"--resume: {saved} differs in {', '.join(keys)}; a run goes on as it was begun")
+    newest_checkpoint(run_dir)  # whether there is one to go on from is said before anything starts
     return run_dir
 
 

@@ -130,7 +130,8 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, RunState] | None:
         try:
             state = RunState.from_tree(load_tree(path, with_tensors=False)["run"])
         except (ValueError, KeyError, TypeError) as error:
-            fault = fault or ValueError(f"{path}: cannot go on from this checkpoint ({error})")
+            what = error if isinstance(error, ValueError) else f"{path}: not a checkpoint of a run ({error!r})"
+            fault = fault or ValueError(f"no checkpoint can be read, so the run cannot go on; the newest: {what}")
             log.warning("%s cannot be read; an older checkpoint is looked for", path)
         else:
             return path, state

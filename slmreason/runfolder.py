@@ -9,11 +9,15 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
+
+from safetensors import SafetensorError
 
 from slmreason.distributed import is_first
 from slmreason.records import from_json, to_json
@@ -21,18 +25,45 @@ from slmreason.records import from_json, to_json
 T = TypeVar("T")
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of writing say which file it was, and are the operating system's: safetensors hides them in its own."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        hidden = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(hidden.group(1)) if hidden else None
+        raise OSError(number, os.strerror(number) if number else str(error), str(path)) from error
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    if not is_first():
-        return
+    """Writes a file so that it is there whole or not at all.
+
+    Raises:
+        OSError: it cannot be written, e.g. since the disk is full.
+    """
+    if is_first():
+        write_file(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")))
+
+
+def write_file(path: Path, fill: Callable[[Path], object]) -> None:
+    """Writes a file so that it is there whole or not at all.
+
+    Args:
+        fill: called with the path to write to, which is another.
+
+    Raises:
+        OSError: it cannot be written, e.g. since the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(text.encode("utf-8"))
-        replace_synced(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _naming(path):
+        try:
+            fill(temporary)
+            replace_synced(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def replace_synced(temporary: Path, path: Path) -> None:
@@ -47,19 +78,23 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
     Args:
         fill: called with an empty folder to write into.
+
+    Raises:
+        OSError: it cannot be written, e.g. since the disk is full.
     """
     temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        for path in temporary.rglob("*"):
-            _sync(path)
-        _sync(temporary)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with _naming(folder):
+        try:
+            temporary.mkdir(parents=True)
+            fill(temporary)
+            for path in temporary.rglob("*"):
+                _sync(path)
+            _sync(temporary)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     if folder.exists():
         os.replace(folder, old)  # a folder cannot take the place of one that is not empty
     os.replace(temporary, folder)
@@ -164,16 +199,25 @@ def parse_line(line: bytes) -> Any:
 
 
 def append_records(path: Path, records: Iterable[Any]) -> None:
-    """Adds records to the end of a JSONL file in one write, synced; a crash leaves at worst a torn last line."""
+    """Adds records to the end of a JSONL file in one write, synced; a crash leaves at worst a torn last line.
+
+    Raises:
+        OSError: they cannot be written, e.g. since the disk is full; the file is as it was.
+    """
     if not is_first():
         return
     rows = (record if isinstance(record, dict) else to_json(record) for record in records)
     text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    with _naming(path), open(path, "ab", buffering=0) as file:
+        size, data = file.tell(), text.encode()
+        try:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def free_folder(wanted: Path) -> Path:

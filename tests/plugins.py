@@ -25,12 +25,14 @@ class CoinReward(RewardFn):
 
 
 class Dies(Callback):
-    """Kills its process after a training step, where DIES_IN names the stage and DIES_RANK, if set, the process."""
+    """Sends its process a signal after a training step: DIES_IN names the stage, DIES_AT the batch (the first if not
+    set), DIES_RANK the process (all if not set), DIES_BY the signal (SIGKILL if not set)."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         mine = int(os.environ.get("DIES_RANK", trainer.global_rank)) == trainer.global_rank
-        if mine and pl_module.stage == os.environ.get("DIES_IN"):
-            os.kill(os.getpid(), signal.SIGKILL)
+        here = pl_module.stage == os.environ.get("DIES_IN") and batch_idx >= int(os.environ.get("DIES_AT", 0))
+        if mine and here:
+            os.kill(os.getpid(), signal.Signals[os.environ.get("DIES_BY", "SIGKILL")])
 
 
 class SameEverywhere(Callback):

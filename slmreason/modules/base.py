@@ -60,8 +60,8 @@ class StudentModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Counts are of one fit; this comes before a checkpoint is read."""
         self.skipped_steps, self.skipped_in_a_row = 0, 0
-        self.step_skipped = False
-        """Whether the newest optimizer step was."""
+        self.step_skipped, self.gradient_norm = False, math.nan
+        """Of the newest optimizer step."""
         self._batches: list[Any] = []
         self._loss = 0.0
 
@@ -125,7 +125,14 @@ class StudentModule(L.LightningModule):
             optimizer.zero_grad()  # without any gradient AdamW leaves weights, moments and decay alone
             if not (math.isfinite(loss) and self._seeks_scale()):
                 self._skipped(batches, {"loss": f"{loss:g}", "gradient_norm": f"{norm:g}"}, optimizer)
-        self.log_dict({f"{self.stage}/gradient_norm": norm, f"{self.stage}/skipped_steps": float(self.skipped_steps)})
+        self.gradient_norm = norm
+        if self.automatic_optimization:  # else this is within training_step, whose own values Lightning would drop
+            self.log_dict(self.step_metrics())
+
+    def step_metrics(self) -> dict[str, float]:
+        """What is logged of the newest optimizer step."""
+        return {f"{self.stage}/gradient_norm": self.gradient_norm,
+                f"{self.stage}/skipped_steps": float(self.skipped_steps)}  # fmt: skip
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         if not self.step_skipped:  # torch cannot clip what is not there

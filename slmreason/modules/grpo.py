@@ -227,7 +227,7 @@ class GRPOModule(StudentModule):
         optimizer.step()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
         means = {f"grpo/{name}": value / tokens for name, value in zip(sums, others, strict=True)}
-        self.log_dict({"grpo/loss": total, **means}, batch_size=int(tokens))
+        self.log_dict({"grpo/loss": total, **means, **self.step_metrics()}, batch_size=int(tokens))
         return total
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -1,47 +1,181 @@
-"""A run that was cut off goes on from its last finished stage, and ends as one that was never cut off."""
+"""A run that was cut off goes on at the step where it was, and leaves the same bytes as one that never was."""
 
 from __future__ import annotations
 
 import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-import torch
 
+from benchmarks.faults import TINY, VARIANTS, differing, digest
 from slmreason.cli import main
-from tests.runs import ONE, SMALL, TWO, Run, command
+from slmreason.resume import checkpoints, newest_checkpoint
+from slmreason.runfolder import lock_folder
+from tests.runs import ONE, ROOT, SMALL, TWO, command
 
 pytestmark = pytest.mark.slow
+OFTEN = "--curriculum.checkpoint.every_n_steps=1"
+FULL = [*TINY, *VARIANTS["full"]]
 
 
-@pytest.mark.parametrize("processes", [["--student.lora.r=8", *ONE], [*TWO, "--trainer.strategy=fsdp"]])
-def test_three_processes_that_hand_over_by_folder_equal_one(
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = command("fit", *FULL, f"--run_dir={folder}")
+    assert done.returncode == 0, done.stdout[-3000:]
+    return digest(folder)
+
+
+def test_many_kills_at_every_kind_of_moment_leave_the_same_run(tmp_path: Path) -> None:
+    out = tmp_path / "faults.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.faults", "--kills=27", "--kills-per-run=9", "--seed=7", f"--out={out}",
+         f"--folder={tmp_path}"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, timeout=550,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    variants = json.loads(out.read_text())["variants"]
+    assert sum(row["kills"] for row in variants) >= 25
+    assert len({point for row in variants for point in row["at"]}) >= 8
+    assert all(row["files"] > 20 and row["differing"] == [] for row in variants)
+
+
+@pytest.mark.parametrize(
+    "processes", [["--student.lora.r=8", *ONE], [*TWO, "--trainer.strategy=fsdp"], [*TWO, "--trainer.strategy=ddp"]],
+    ids=["one", "fsdp", "ddp"],
+)  # fmt: skip
+def test_several_processes_go_on_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: list[str]
 ) -> None:
-    args = ["fit", *SMALL, *processes, "--trainer.callbacks+=tests.plugins.Dies"]
+    args = ["fit", *SMALL, *processes, OFTEN, "--trainer.callbacks+=tests.plugins.Dies", "--grpo.kl=0.01",
+            "--grpo.prompts_per_step=2"]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     done = command(*args, f"--run_dir={whole}")
     assert done.returncode == 0, done.stdout[-3000:]
-    for stage, finished in (("grpo", "round 1 sft"), ("cft", "round 1 grpo")):
+    for stage, batch in (("sft", 2), ("grpo", 1), ("cft", 0)):
         monkeypatch.setenv("DIES_IN", stage)
+        monkeypatch.setenv("DIES_AT", str(batch))
         died = command(*args, f"--run_dir={cut}", "--resume=auto")
         assert died.returncode != 0
-        state = json.loads((cut / "resume" / "state.json").read_text())
-        assert f"round {state['reports'][-1]['place']['round']} {state['reports'][-1]['place']['stage']}" == finished
+        found = newest_checkpoint(cut)
+        assert found is not None
+        within = found[1].within
+        if batch:
+            assert within is not None
+            assert within.stage == stage
     monkeypatch.delenv("DIES_IN")
     done = command(*args, f"--run_dir={cut}", "--resume=auto")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "going on after round 1 grpo" in done.stdout
-    ours, theirs = Run(cut, ""), Run(whole, "")
-    for name, tensor in theirs.weights.items():
-        assert torch.equal(ours.weights[name], tensor), name
-    files = ["ledger.jsonl", "harvest.jsonl", "benchmarks.jsonl"]
-    files += [
-        f"round-01/{stage}/{name}" for stage in ("sft", "grpo", "cft") for name in ("strata.jsonl", "metrics.csv")
-    ]
-    for name in files:
-        assert (cut / name).read_text() == (whole / name).read_text(), name
+    assert differing(digest(cut), digest(whole)) == []
     assert not list(tmp_path.glob("cut-*"))
+
+
+@pytest.mark.parametrize("processes", [ONE, [*TWO, "--trainer.strategy=fsdp"]], ids=["one", "two"])
+def test_sigterm_in_a_fit_saves_and_leaves_with_143(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: list[str]
+) -> None:
+    args = ["fit", *SMALL, *processes, "--trainer.callbacks+=tests.plugins.Dies", f"--run_dir={tmp_path / 'run'}"]
+    monkeypatch.setenv("DIES_BY", "SIGTERM")
+    monkeypatch.setenv("DIES_IN", "sft")
+    monkeypatch.setenv("DIES_AT", "1")
+    began = time.monotonic()
+    done = command(*args, "--curriculum.stages=[sft]")
+    assert done.returncode == 143, done.stdout[-3000:]
+    assert time.monotonic() - began < 30 + 20  # the start of the command included
+    assert done.stdout.count("go on with --resume auto") == 1
+    newest = checkpoints(tmp_path / "run")[-1]
+    assert "in-round-1-sft-epoch-0-batch-2" in newest.name
+    monkeypatch.delenv("DIES_IN")
+    done = command(*args, "--curriculum.stages=[sft]", "--resume=auto")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert f"going on in round 1 sft, epoch 0: {newest.name}" in " ".join(done.stdout.split())
+
+
+def test_sigterm_while_measuring_leaves_at_once_and_a_second_process_is_refused(
+    tmp_path: Path, undisturbed: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    args = ["fit", *FULL, f"--run_dir={run}"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "slmreason.cli", *args], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("pool:"):
+            break
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        assert main([*args, "--resume=auto"]) == 2
+        assert f"in use by process {first.pid} on " in capsys.readouterr().err
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    first.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    output = first.stdout.read()
+    assert first.wait(30) == 143
+    assert time.monotonic() - began < 30
+    assert "go on with --resume auto" in " ".join(output.split())
+    assert main([*args, "--resume=auto"]) == 0
+    assert differing(digest(run), undisturbed) == []
+
+
+@pytest.mark.parametrize("megabytes", [0.004, 2, 5])
+def test_a_full_disk_ends_the_run_with_one_message_and_what_was_saved_whole(
+    tmp_path: Path, undisturbed: dict[str, str], megabytes: float
+) -> None:
+    """The ledger cannot grow; the first checkpoint cannot be written; the first with an optimizer's state cannot."""
+    run, most = tmp_path / "run", int(megabytes * 2**20)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # noqa: E731
+    done = command("fit", *FULL, f"--run_dir={run}", preexec_fn=limit)
+    assert done.returncode == 1, done.stdout[-3000:]
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("error:")] == [lines[-1]]
+    assert "File too large" in lines[-1]
+    assert str(run) in lines[-1]
+    assert "--resume auto" in lines[-1]
+    assert "Traceback" not in done.stdout
+    assert not list(run.rglob(".*.tmp"))
+    assert [newest_checkpoint(run) is not None] == [bool(checkpoints(run))]
+    done = command("fit", *FULL, f"--run_dir={run}", "--resume=auto")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert differing(digest(run), undisturbed) == []
+
+
+def test_a_torn_checkpoint_is_passed_over_and_old_ones_are_removed(
+    tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    args = ["fit", *FULL, f"--run_dir={run}", "--trainer.callbacks+=tests.plugins.Dies"]
+    monkeypatch.setenv("DIES_IN", "grpo")
+    monkeypatch.setenv("DIES_AT", "3")
+    assert command(*args).returncode == -signal.SIGKILL
+    names = [path.name.partition("-")[2] for path in checkpoints(run)]
+    assert names == [
+        "after-round-2-sft.ckpt", "in-round-2-grpo-epoch-0-batch-2.ckpt", "in-round-2-grpo-epoch-0-batch-3.ckpt"
+    ]  # fmt: skip
+    newest = checkpoints(run)[-1]
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    for path in checkpoints(run):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.delenv("DIES_IN")
+    done = command(*args, "--resume=auto")
+    assert done.returncode == 0, done.stdout[-3000:]
+    shown = " ".join(done.stdout.split())
+    assert "batch-3.ckpt cannot be read; an older checkpoint is looked for" in shown
+    assert "going on in round 2 grpo, epoch 0: 0" in shown
+    assert differing(digest(run), undisturbed) == []
+    for path in checkpoints(run):
+        path.write_bytes(path.read_bytes()[:-1000])
+    assert main([*args, "--resume=auto"]) == 2
+    assert "no checkpoint can be read, so the run cannot go on" in capsys.readouterr().err
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(
@@ -54,7 +188,15 @@ def test_another_config_is_refused_with_the_keys_that_differ(
     assert "differs in grpo.kl (0.0 then, 0.1 now)" in error
     assert main(["fit", *small, f"--resume={tmp_path / 'nothing'}"]) == 2
     assert "no run there" in capsys.readouterr().err
-    state = tmp_path / "run" / "resume" / "state.json"
-    state.write_text(state.read_text()[:50])
-    with pytest.raises(ValueError, match="cannot go on from this state"):
-        main(["fit", *small, "--resume=auto"])
+    assert main(["fit", *small, "--resume=auto", "--curriculum.checkpoint.every_minutes=1"]) == 0  # may change
+    before = digest(tmp_path / "run")
+    assert main(["fit", *small, "--resume=auto"]) == 0  # nothing is left to do
+    assert digest(tmp_path / "run") == before
+
+
+def test_a_folder_is_free_again_when_its_process_is_gone(tmp_path: Path) -> None:
+    code = (
+        f"from slmreason.runfolder import lock_folder; from pathlib import Path; lock_folder(Path({str(tmp_path)!r}))"
+    )
+    subprocess.run([sys.executable, "-c", code + "; import os; os.kill(os.getpid(), 9)"], cwd=ROOT, check=False)
+    lock_folder(tmp_path).close()
