@@ -25,7 +25,7 @@ commands:
 
 try:
   slmreason fit --config quickstart                 two rounds on an embedded student, a few minutes on 2 cores
-  slmreason fit --config quickstart --resume auto   go on with a run that was cut off, from its last finished stage
+  slmreason fit --config quickstart --resume auto   go on with a run that was cut off, at the step where it was
   slmreason fit --config quickstart --print_config  every key with its value
   slmreason export runs/quickstart my-student       the trained student for other tools
   slmreason fit --help                              every key with what it means
@@ -37,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        The exit status: 0 when all went well, 2 for a mistake in the arguments or the configuration.
+        The exit status: 0 when all went well, 2 for a mistake in the arguments, the configuration or the data, 1 when
+        the disk is full.
+
+    Raises:
+        SystemExit: with 143, after SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     listing = "\n".join(f"  {name:10s}{text}" for name, text in COMMANDS.items())

@@ -1,0 +1,129 @@
+"""What the benchmarks share: models of a given size, alternating measurements, and the form of a result."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+PACKAGES = ("slmreason", "torch", "transformers", "trl", "lightning", "peft", "math-verify", "datasets")
+SHAPES = {
+    "0.8M": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "10M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
+    "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
+}
+"""Qwen2 shapes. The last is that of Qwen2.5-0.5B."""
+VOCABULARY = 151_936
+"""Of Qwen2.5."""
+
+
+def embedded_folder() -> str:
+    """The embedded Qwen2 student: 0.8M parameters, a vocabulary of 599, trained a little."""
+    from slmreason.student import resolve_model
+
+    return str(resolve_model("embedded:qwen2"))
+
+
+def random_model(folder: Path, shape: str, vocab_size: int | None = None, positions: int = 2048) -> str:
+    """Writes a Qwen2 with random weights and the embedded student's tokenizer; gives its folder."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_folder())
+    sizes = SHAPES[shape]
+    heads = sizes["num_attention_heads"]
+    config = Qwen2Config(
+        **sizes, num_key_value_heads=2, vocab_size=vocab_size or len(tokenizer), max_position_embeddings=positions,
+        tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )  # fmt: skip
+    assert sizes["hidden_size"] % heads == 0
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def model_folder(shape: str, folder: Path) -> str:
+    """A model of that shape: the embedded student for 0.8M, else random weights."""
+    return embedded_folder() if shape == "0.8M" else random_model(folder / shape, shape)
+
+
+def plain_model(folder: str, **options: Any) -> tuple[Any, Any]:
+    """(model, tokenizer) as transformers loads them."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def alternate(sides: dict[str, Callable[[], Sequence[float]]], rounds: int) -> dict[str, list[float]]:
+    """Runs the sides in turn, `rounds` times; each gives the measurements of one turn."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds):
+        names = list(sides) if turn % 2 == 0 else list(reversed(sides))
+        for name in names:
+            found[name] += sides[name]()
+    return found
+
+
+def compared(found: dict[str, list[float]], ours: str = "ours", more_is_better: bool = False) -> dict[str, Any]:
+    """Medians, their spread, and how much better ours is than each of the others."""
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    ratios = {
+        name: (medians[ours] / median if more_is_better else median / medians[ours])
+        for name, median in medians.items() if name != ours
+    }  # fmt: skip
+    spread = {name: [min(values), max(values)] for name, values in found.items()}
+    return {"median": medians, "range": spread, "ratio": ratios, "measurements": {n: len(v) for n, v in found.items()}}
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def save(out: Path | None, rows: Any) -> None:
+    """Prints a result and, if asked to, writes it with the command, the machine and the versions."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    result = {
+        "command": f"python -m benchmarks.{Path(sys.argv[0]).stem} {' '.join(_shown(sys.argv[1:]))}".strip(),
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), **gpu},
+        "python": platform.python_version(),
+        "versions": versions,
+        "rows": rows,
+    }
+    print(json.dumps(rows, indent=1))
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _shown(args: Sequence[str]) -> list[str]:
+    """The arguments but for where the result goes."""
+    shown, skip = [], False
+    for arg in args:
+        if not skip and not arg.startswith("--out"):
+            shown.append(arg)
+        skip = arg == "--out"
+    return shown
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -1,0 +1,188 @@
+"""Seconds of a GRPO step, ours and TRL's GRPOTrainer: the same model, prompts, rewards, sampling settings and loss.
+
+    python -m benchmarks.grpo --out benchmarks/results/grpo.json
+
+Both sample with transformers on the same device: 8 prompts, 8 completions each. `half` gives half of the groups the same
+reward throughout, so that they carry no gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
+
+from benchmarks.common import alternate, compared, model_folder, plain_model, save
+from slmreason.batching import PromptBatch
+from slmreason.callbacks import RecordRollouts
+from slmreason.data.ledger import Ledger, Place
+from slmreason.embedded.families import make_problems
+from slmreason.modules.grpo import GRPOModule
+from slmreason.records import Problem
+from slmreason.rollout.hf import HFEngine
+from slmreason.student import Student
+from slmreason.verify.rewards import RewardFn, Verdict
+
+PROMPTS = GROUP = 8
+LEARNING_RATE = 1e-6
+
+
+def reward_of(question: str, text: str, half: bool) -> float:
+    """By the text alone, so that both sides reward alike; with `half`, every other question always gives 1."""
+    if half and zlib.crc32(question.encode()) % 2:
+        return 1.0
+    return float(zlib.crc32((question + text).encode()) % 2)
+
+
+def questions(half: bool) -> list[Problem]:
+    """Eight problems, four of which have rewards without variance if `half`."""
+    pool = make_problems("chain", "train", 64)
+    if not half:
+        return pool[:PROMPTS]
+    odd = [zlib.crc32(problem.question.encode()) % 2 == 1 for problem in pool]
+    silent, other = ([p for p, o in zip(pool, odd, strict=True) if o is which] for which in (True, False))
+    return silent[: PROMPTS // 2] + other[: PROMPTS // 2]
+
+
+class TextReward(RewardFn):
+    """`reward_of`, as our module takes it."""
+
+    def __init__(self, half: bool) -> None:
+        self.half = half
+
+    def __call__(self, problem: Problem, text: str) -> Verdict:
+        value = reward_of(problem.question, text, self.half)
+        return Verdict(value, value == 1.0)
+
+
+class StepTimes(Callback):
+    """Seconds of each training batch: rollouts, rewards, the update."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._began)
+
+
+class Ours:
+    """Our module in Lightning."""
+
+    def __init__(self, folder: str, tokens: int, half: bool, steps: int, device: str, dtype: str) -> None:
+        self.student = Student(folder, instruction="", dtype=dtype)  # type: ignore[arg-type]
+        self.tokens, self.half, self.steps, self.device = tokens, half, steps, device
+        self.problems = questions(half)
+
+    def __call__(self) -> Sequence[float]:
+        module = GRPOModule(
+            self.student, HFEngine(), TextReward(self.half), group_size=GROUP, prompts_per_step=PROMPTS,
+            max_completion_tokens=self.tokens, loss="grpo", kl=0.0, learning_rate=LEARNING_RATE,
+        )  # fmt: skip
+        module.token_budget = 32_768
+        module.gradient_clip_val = 1.0
+        times = StepTimes()
+        batches = [PromptBatch(tuple(self.problems))] * self.steps
+        trainer = L.Trainer(
+            max_epochs=1, accelerator=self.device, devices=1, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+            callbacks=[RecordRollouts(Ledger(None), Place(1, "grpo")), times],
+        )  # fmt: skip
+        trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+        return times.seconds[1:]
+
+
+class Theirs:
+    """TRL's trainer, its memory savers off where they cost time."""
+
+    def __init__(self, folder: str, tokens: int, half: bool, steps: int, device: str, dtype: str) -> None:
+        self.model, self.tokenizer = plain_model(folder)
+        self.model.to(getattr(torch, dtype))
+        self.tokens, self.half, self.steps, self.device = tokens, half, steps, device
+        self.problems = questions(half)
+
+    def __call__(self) -> Sequence[float]:
+        from datasets import Dataset
+        from transformers import TrainerCallback
+        from trl import GRPOConfig, GRPOTrainer
+
+        seconds: list[float] = []
+
+        class Times(TrainerCallback):
+            began = 0.0
+
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                self.began = time.perf_counter()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                seconds.append(time.perf_counter() - self.began)
+
+        def reward(prompts: Any, completions: Any, **_: Any) -> list[float]:
+            return [
+                reward_of(prompt[-1]["content"], completion[-1]["content"].strip(), self.half)
+                for prompt, completion in zip(prompts, completions, strict=True)
+            ]
+
+        rows = [{"prompt": [{"role": "user", "content": problem.question}]} for problem in self.problems]
+        with tempfile.TemporaryDirectory() as folder:
+            config = GRPOConfig(
+                output_dir=folder, per_device_train_batch_size=PROMPTS * GROUP, num_generations=GROUP,
+                max_completion_length=self.tokens, loss_type="grpo", beta=0.0, temperature=1.0, top_k=0,
+                learning_rate=LEARNING_RATE, lr_scheduler_type="constant", max_steps=self.steps, save_strategy="no",
+                gradient_checkpointing=False, use_cpu=self.device == "cpu", report_to="none", disable_tqdm=True,
+                bf16=False, logging_steps=1, log_completions=False, dataloader_pin_memory=False,
+            )  # fmt: skip
+            trainer = GRPOTrainer(
+                model=self.model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows),
+                processing_class=self.tokenizer, callbacks=[Times()],
+            )  # fmt: skip
+            trainer.train()
+        return seconds[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shapes", nargs="+", default=["0.8M", "10M"])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[64, 256])
+    parser.add_argument("--half", nargs="+", type=int, default=[0, 1], help="1: half of the groups without variance")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4, help="steps in a turn; the first is not counted")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--sides", nargs="+", default=["ours", "trl"])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "transformers", "trl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    rows = []
+    makers = {"ours": Ours, "trl": Theirs}
+    with tempfile.TemporaryDirectory() as scratch:
+        for shape in options.shapes:
+            folder = model_folder(shape, Path(scratch))
+            for tokens in options.tokens:
+                for half in options.half:
+                    settings = (folder, tokens, bool(half), options.steps, options.device, options.dtype)
+                    sides = {name: makers[name](*settings) for name in options.sides}
+                    found = alternate(sides, options.rounds)
+                    row = {"model": shape, "completion tokens": tokens, "half silent": bool(half), **compared(found)}
+                    rows.append(row)
+                    print(shape, tokens, "half" if half else "all", row["median"], row["ratio"], flush=True)
+    save(options.out, rows)
+
+
+if __name__ == "__main__":
+    main()
