@@ -142,7 +142,12 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
         with ExitStack() as held:
             first_only(lambda: held.enter_context(locked(run_dir)) and None)
             processes.place(student)
-            curriculum(run_dir).run()
+            ready = curriculum(run_dir)
+            try:
+                ready.prepare()
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+            ready.run()
 
     def curriculum(run_dir: Path) -> Curriculum:
         return Curriculum(

@@ -188,8 +188,10 @@ class Curriculum:
     # -- the run ----------------------------------------------------------------------------------------------------
 
     def run(self) -> list[StageReport]:
-        """All rounds and stages, the benchmarks between them, the student at the end; nothing is done twice."""
-        self._prepare()
+        """All rounds and stages, the benchmarks between them, the student at the end; nothing is done twice.
+
+        `prepare` comes first.
+        """
         if not self.reports:
             self._report(Place(0, "base"), "done", 0.0, 0, evaluate_now=True)
         elif self._evaluate_due:
@@ -212,7 +214,12 @@ class Curriculum:
         self._finish()
         return self.reports
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Reads where the run stands.
+
+        Raises:
+            ValueError: a file of the run cannot be read; the message names it, and the line.
+        """
         self.grpo.token_budget = self.data.token_budget
         self._accumulate = self.trainer_config().get("accumulate_grad_batches") or 1
         self._restore(*load_run(self.run_dir, self.student))

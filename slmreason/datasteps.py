@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from slmreason.config import ConfigError, Parser, differing_keys, fresh_trainer_config, instantiate
-from slmreason.data.evidence import evidence_row, read_evidence
-from slmreason.data.ledger import Ledger, Place, given_harvest, read_lines
+from slmreason.data.evidence import evidence_in, evidence_row, read_evidence
+from slmreason.data.ledger import Ledger, Place, given_harvest, placed_lines, read_lines
 from slmreason.data.recorded import read_recorded
 from slmreason.data.strata import Bands, Strata, stratify
 from slmreason.distributed import barrier, first_only, is_first
@@ -38,7 +38,7 @@ from slmreason.records import (
 from slmreason.redact import cell
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling, stable_seed
-from slmreason.runfolder import append_records, write_text
+from slmreason.runfolder import append_records, record_of, write_text
 from slmreason.teacher.bridge import BridgeSettings, bridge
 from slmreason.teacher.critique import critique, pick_attempts
 from slmreason.teacher.teacher import FirstProcessTeacher
@@ -85,7 +85,7 @@ def prepare_stratify(parser: Parser, config: Namespace) -> Job:
     bands = Bands(**vars(config.data.bands))
     if dry_run:
         return lambda: _show_plan("stratify", {"problems": len(problems), "rollouts to draw": rollouts}, None)
-    done = _go_on(out, parser, config, {"recorded": recorded})
+    done = _go_on(out, parser, config, {"recorded": recorded}, lambda row, where: evidence_in(row, where).problem_id)
 
     def sample(chunk: list[Problem]) -> list[RolloutGroup]:
         return probe(made, config, chunk) if made is not None else [by_id[problem.id] for problem in chunk]
@@ -121,7 +121,7 @@ def prepare_bridge(parser: Parser, config: Namespace) -> Job:
     missing = [problem for problem in made.data.problems if problem.id not in ledger]
     if dry_run:
         return lambda: _show_bridge_plan(made, teacher, ledger, len(missing))
-    done = _go_on(out, parser, config, {})
+    done = _go_on(out, parser, config, {}, lambda row, where: record_of(BridgeResult, row, where).problem.id)
 
     def job() -> None:
         processes.place(made.student)
@@ -180,7 +180,8 @@ def prepare_critique(parser: Parser, config: Namespace) -> Job:
         asked = [group.problem for group in groups.values() for _ in picked(group)]
         cost = teacher.estimate({"locate": asked, "repair": asked, "new_trace": asked})
         return lambda: _show_plan("critique", {"harvested groups": len(groups), "failed attempts": len(asked)}, cost)
-    done = _go_on(out, parser, config, {"harvest": str(harvest)})
+    inputs = {"harvest": str(harvest)}
+    done = _go_on(out, parser, config, inputs, lambda row, where: record_of(Critique, row, where).problem.id)
 
     def make(chunk: list[Problem]) -> list[dict[str, Any]]:
         records = critique([groups[p.id] for p in chunk], teacher, made.student, made.reward, made.critique)
@@ -199,11 +200,17 @@ def prepare_critique(parser: Parser, config: Namespace) -> Job:
 # -- what the steps share -------------------------------------------------------------------------------------------
 
 
-def _go_on(out: Path, parser: Parser, config: Namespace, inputs: dict[str, Any]) -> set[str]:
+def _go_on(
+    out: Path, parser: Parser, config: Namespace, inputs: dict[str, Any], id_in: Callable[[dict[str, Any], str], str]
+) -> set[str]:
     """Ids of the problems that an earlier call of the same step has done already.
+
+    Args:
+        id_in: the problem's id in a row that stands somewhere; a person may have edited the row.
 
     Raises:
         ConfigError: the file is there, but was made by another configuration or from other inputs.
+        ValueError: a line of it is not of this step; the message names file and line.
     """
     note = out.with_name(f"{out.name}.config.yaml")
     now = {"config": yaml.safe_load(parser.dump(config, skip_none=False)), "inputs": inputs}
@@ -212,11 +219,7 @@ def _go_on(out: Path, parser: Parser, config: Namespace, inputs: dict[str, Any])
     if out.exists() and (keys := differing_keys(yaml.safe_load(note.read_text(encoding="utf-8")), now)):
         raise ConfigError(f"--out {out}: made with another {', '.join(keys)}; name another file, or remove it")
     write_text(note, yaml.safe_dump(now, sort_keys=False))
-    return {problem_id_of(row) for row in read_lines(out)}
-
-
-def problem_id_of(row: dict[str, Any]) -> str:
-    return str(row["problem_id"] if "problem_id" in row else row["problem"]["id"])
+    return {id_in(row, where) for where, row in placed_lines(out)}
 
 
 def _in_chunks(

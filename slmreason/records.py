@@ -65,7 +65,8 @@ def _typed(kind: Any, value: Any, what: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return from_json(cast(type, kind), value)
     if origin is tuple and isinstance(value, list | tuple):
-        if not set(map(type, value)) <= {options[0]}:  # else each is right: a rollout has hundreds of tokens
+        # Numbers are looked at together: a rollout has hundreds of tokens.
+        if options[0] is str or not set(map(type, value)) <= {options[0]}:
             return tuple(_typed(options[0], item, what) for item in value)
         return tuple(value)
     if kind in _PLAIN and isinstance(value, _PLAIN[kind][1]) and isinstance(value, bool) == (kind is bool):

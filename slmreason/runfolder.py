@@ -189,11 +189,12 @@ def parse_line(line: bytes) -> Any:
         ValueError: the line is not UTF-8 or not JSON.
     """
     try:
-        return json.loads(line.removeprefix(BOM_UTF8).decode("utf-8"))
+        # Without the line's end, which a text that is cut off would seem to hold.
+        return json.loads(line.removeprefix(BOM_UTF8).rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start + 1}") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+        raise ValueError(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from error
     except (ValueError, RecursionError) as error:  # a number of too many digits, nested too deeply
         raise ValueError(f"cannot be read as JSON: {error}") from error
 

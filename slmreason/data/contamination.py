@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from slmreason.records import Problem
 
-_NUMBER_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_RAISED = re.compile("([⁰¹²³⁴-⁹]+)")
+_LOWERED = re.compile("([₀-₉]+)")
+_NUMBER_COMMA = re.compile(r"(?<=\d)(?:,|\{,\}|\\,)(?=\d{3}(?!\d))")
 _DISPLAY = re.compile(r"\\[dt](?=frac)")
-_SPACING = re.compile(r"\\(?:left|right|[!,;: ])")
-_TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[-+*/=<>^%!(){}|\[\]\\]")
+_SPACING = re.compile(r"\\(?:(?:left|right|quad|qquad)(?![a-z])|[!,;: ])|(?<=[^\W\d_]{3})-(?=[^\W\d_]{3})")
+_NO_SIGN = re.compile(r"\\(?=[$%])|\.(?!\d)|(?<=[^\W\d_])\.|(?<=[^\W\d_]{2})!")
+_BETWEEN = re.compile(r"(?<![\d.])\s+|\s+(?![\d.])")
 
 
 def contaminated(problems: Sequence[Problem], benchmarks: Mapping[str, Iterable[Problem]]) -> dict[str, str]:
@@ -21,7 +24,7 @@ def contaminated(problems: Sequence[Problem], benchmarks: Mapping[str, Iterable[
         benchmarks: the problems of each by its name.
     """
     exact = {p.question: (name, p.id) for name, asked in benchmarks.items() for p in asked}
-    normalised = {normalise(question): place for question, place in exact.items()}
+    normalised = {form: place for question, place in exact.items() if (form := normalise(question))}
     found = {}
     for problem in problems:
         if problem.question in exact:
@@ -34,8 +37,29 @@ def contaminated(problems: Sequence[Problem], benchmarks: Mapping[str, Iterable[
 def normalise(question: str) -> str:
     """A question without what does not change it: case, spacing, punctuation, dollar signs, how a number is set.
 
-    Signs of arithmetic and brackets stay: `3 + 4` and `3 - 4` are two questions.
+    Letters of every script, numbers, signs of arithmetic and brackets stay, and so does a space between two numbers:
+    `3 + 4` and `3 - 4` are two questions, and so are `1.5`, `1 5` and `15`. Empty when there is none of these.
     """
-    text = unicodedata.normalize("NFKC", question).casefold().replace("\u2212", "-").replace("\u2013", "-")
-    text = _SPACING.sub(" ", _DISPLAY.sub(r"\\", text))
-    return " ".join(_TOKEN.findall(_NUMBER_COMMA.sub("", text)))
+    text = _LOWERED.sub(r"_\1", _RAISED.sub(r"^\1", question))  # NFKC makes 52 of 5 squared
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    for pattern, instead in ((_NUMBER_COMMA, ""), (_DISPLAY, r"\\"), (_SPACING, " "), (_NO_SIGN, " ")):
+        text = pattern.sub(instead, text)
+    text = _BETWEEN.sub("", text.translate(_KEPT)).strip()
+    return text if any(map(str.isalnum, text)) else ""
+
+
+class _Kept(dict[int, str]):
+    """What becomes of a character, worked out when it is first met."""
+
+    def __missing__(self, code: int) -> str:
+        letter = chr(code)
+        kind = unicodedata.category(letter)
+        if letter == "−" or (kind == "Pd" and letter != "—"):
+            self[code] = "-"
+        else:
+            kept = letter in "*/%!.(){}[]\\" or (kind[0] in "LMNS" and letter not in "$~`")
+            self[code] = letter if kept else " "
+        return self[code]
+
+
+_KEPT = _Kept()

@@ -147,7 +147,9 @@ class ReasoningDataModule(L.LightningDataModule):
             log.warning("%d of %d training problems stand in a benchmark too and are kept (data.decontaminate): %s",
                         len(found), len(loaded.problems), next(iter(found.values())))  # fmt: skip
         if not loaded.problems:
-            raise ValueError(f"data.train: {self.train}: every problem was set aside: {most_common(loaded.rejects)}")
+            last = loaded.rejects[-1]
+            raise ValueError(f"data.train: {self.train}: every problem was set aside: {most_common(loaded.rejects)}; "
+                             f"the last in {last.where}: {last.reason}")  # fmt: skip
         self.problems, self.rejects = loaded.problems, loaded.rejects
         if self.evidence is not None:
             pool = {problem.id for problem in self.problems}

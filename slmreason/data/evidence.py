@@ -46,11 +46,17 @@ def read_evidence(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         raise ValueError(f"{path}: no such file; `slmreason stratify` makes one")
-    rows = []
-    for where, row in written_rows(path):
-        known = {key: row[key] for key in KEPT if key in row} if isinstance(row, dict) else row
-        found = record_of(EvidenceRow, known, where)
-        if not 0 <= found.successes <= found.attempts or not found.attempts:
-            raise ValueError(f"{where}: {found.successes} successes of {found.attempts} attempts cannot be")
-        rows.append(vars(found))
-    return rows
+    return [vars(evidence_in(row, where)) for where, row in written_rows(path)]
+
+
+def evidence_in(row: Any, where: str) -> EvidenceRow:
+    """What a line shows of its problem.
+
+    Raises:
+        ValueError: it lacks a count or has an impossible one; the message says where it stands.
+    """
+    known = {key: row[key] for key in KEPT if key in row} if isinstance(row, dict) else row
+    found = record_of(EvidenceRow, known, where)
+    if not 0 <= found.successes <= found.attempts or not found.attempts:
+        raise ValueError(f"{where}: {found.successes} successes of {found.attempts} attempts cannot be")
+    return found

@@ -62,7 +62,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg.removesuffix(' at')})") from error
     except (ValueError, RecursionError) as error:  # a number of too many digits, nested too deeply
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(rows, list):

@@ -8,15 +8,15 @@ since difficulty is a property of the *current* student. A torn last line, left 
 
 from __future__ import annotations
 
-import json
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slmreason.distributed import is_first
-from slmreason.records import Band, Difficulty, Exemplar, Problem, RolloutGroup, Trace, from_json, to_json
-from slmreason.runfolder import append_records, record_of, written_rows
+from slmreason.records import Band, Difficulty, Exemplar, Problem, RolloutGroup, Trace, to_json
+from slmreason.runfolder import append_records, parse_line, record_of, written_rows
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,20 @@ class HarvestRow:
     group: RolloutGroup
 
 
+@dataclass(frozen=True)
+class LedgerRow:
+    """A line of `ledger.jsonl`."""
+
+    problem_id: str
+    attempts: int
+    successes: int
+    policy_version: int
+    round: int
+    stage: str
+    epoch: int = 0
+    solution: str | None = None
+
+
 class Ledger:
     """Difficulty evidence and harvested groups, in memory and on disk."""
 
@@ -53,10 +67,11 @@ class Ledger:
         """Grows with each entry, so a reader can tell whether there is anything new."""
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for row in read_lines(self._folder / "ledger.jsonl"):
+            for where, row in placed_lines(self._folder / "ledger.jsonl"):
+                record_of(LedgerRow, row, where)
                 self._note(row)
-            for row in read_lines(self._folder / "harvest.jsonl"):
-                entry = from_json(HarvestRow, row)
+            for where, row in placed_lines(self._folder / "harvest.jsonl"):
+                entry = record_of(HarvestRow, row, where)
                 self._harvest.append((entry.place, entry.group))
 
     def __len__(self) -> int:
@@ -163,8 +178,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of an append-only JSONL file; a torn last line is cut off, a broken line before it is an error.
 
     Raises:
-        ValueError: a complete line is not JSON; the message names file and line.
+        ValueError: a complete line is not JSON or not an object; the message names file and line.
     """
+    return (row for _, row in placed_lines(path))
+
+
+def placed_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`read_lines`, with where each row stands."""
     if not path.exists():
         return
     data = path.read_bytes()
@@ -173,7 +193,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         with open(path, "r+b") as file:
             file.truncate(end)
     for number, line in enumerate(data[:end].splitlines(), start=1):
+        where = f"{path}, line {number}"
         try:
-            yield json.loads(line)
+            row = parse_line(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+            raise ValueError(f"{where}: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: must be an object, not {reprlib.repr(row)}")
+        yield where, row

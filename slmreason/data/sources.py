@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -257,7 +258,7 @@ def read_answer(value: Any, answer_format: AnswerFormat, choices: tuple[str, ...
     """
     if answer_format == "index":
         if choices is None or type(value) is not int or not 0 <= value < len(choices):
-            raise ValueError(f"answer is not the position of an option: {value!r}")
+            raise ValueError(f"answer is not the position of an option: {reprlib.repr(value)}")
         return chr(65 + value), None
     text = ", ".join(as_text(v, "answer") for v in (value if isinstance(value, list | tuple) else (value,)))
     boxed = last_boxed(text)
@@ -285,7 +286,7 @@ def as_set(answer: str) -> str:
 def _any_order(row: Mapping[str, Any], column: bool | str) -> bool:
     value = value_of(row, column) if isinstance(column, str) else column
     if not isinstance(value, bool):
-        raise ValueError(f"column {column!r} must be true or false, not {value!r}")
+        raise ValueError(f"column {column!r} must be true or false, not {reprlib.repr(value)}")
     return value
 
 
@@ -294,11 +295,11 @@ def _tolerance(row: Mapping[str, Any], column: str | None) -> float:
     if value is None or value == "":
         return 0.0
     try:
-        tolerance = float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"column {column!r} must be a number or empty, not {value!r}") from error
+        tolerance = float(as_text(value, "it"))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"column {column!r} must be a number or empty, not {reprlib.repr(value)}") from error
     if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise ValueError(f"column {column!r} must be 0 or more, not {value!r}")
+        raise ValueError(f"column {column!r} must be 0 or more, not {reprlib.repr(value)}")
     return tolerance
 
 
