@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 PACKAGES = ("slmreason", "torch", "transformers", "trl", "lightning", "peft", "math-verify", "datasets")
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "0.8M": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4},
     "10M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
@@ -58,7 +58,7 @@ def model_folder(shape: str, folder: Path) -> str:
 
 def plain_model(folder: str, **options: Any) -> tuple[Any, Any]:
     """(model, tokenizer) as transformers loads them."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
     return model, AutoTokenizer.from_pretrained(folder)
 
 
@@ -88,6 +88,24 @@ def timed(function: Callable[[], object]) -> float:
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most bytes of tensors that a call had at a time, beyond what was there before: PyTorch's own count."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    now = most = 0
+    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
 
 
 def save(out: Path | None, rows: Any) -> None:

@@ -111,7 +111,7 @@ def killed(args: Sequence[str], folder: Path, calls: Counter[str], kills: int, r
         outcome.attempts += 1
         # Moments without a name too: anything may be going on then.
         point = rng.choice([*points, "any moment"]) if outcome.kills.total() < kills else None
-        number = rng.randint(1, max(1, calls[point] // 4)) if point in calls else 0
+        number = rng.randint(1, max(1, calls[point] // 4)) if point is not None and point in calls else 0
         delay = rng.choice([0.0, rng.uniform(0, 0.005), rng.uniform(0, 0.2)]) if point in calls else rng.uniform(0, 2)
         status = _attempt(args, folder, *_trigger(point, number, delay))
         if status == 0:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.grpo --out benchmarks/results/grpo.json
 
-Both sample with transformers on the same device: 8 prompts, 8 completions each. `half` gives half of the groups the same
-reward throughout, so that they carry no gradient.
+Both sample with transformers on the same device: 8 prompts, 8 completions each. `half` gives half of the groups the
+same reward throughout, so that they carry no gradient.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ def main() -> None:
     for name in ("lightning.pytorch", "transformers", "trl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     rows = []
-    makers = {"ours": Ours, "trl": Theirs}
+    makers: dict[str, Callable[..., Callable[[], Sequence[float]]]] = {"ours": Ours, "trl": Theirs}
     with tempfile.TemporaryDirectory() as scratch:
         for shape in options.shapes:
             folder = model_folder(shape, Path(scratch))

@@ -3,18 +3,26 @@
 A micro-batch holds up to a budget of tokens. Its rows are as long as its longest example, and shorter examples share a
 row (first-fit decreasing), told apart by position ids that start again at 0; transformers builds the block mask from
 those. So almost no padding is computed, and attention stays within an example.
+
+Examples with the same prompt can lie in a bundle: the prompt once, then each target, which attends to the prompt and to
+itself. A group of rollouts then costs its prompt once, forward and backward.
 """
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slmreason.records import Example, Problem
+
+MAX_BUNDLE = 64
+"""Most targets that share a prompt: attention within a bundle is quadratic."""
 
 
 @dataclass  # not frozen: Lightning's precision plugins rebuild a batch field by field
@@ -25,8 +33,10 @@ class PackedBatch:
     """[R, L], int64."""
     position_ids: Tensor
     """[R, L], int64; starts again at 0 with each sequence, and with the padding at a row's end."""
-    target_mask: Tensor
-    """[R, L], bool; true where the token itself is a target (it is predicted from the position before)."""
+    target_index: Tensor
+    """Where the target tokens lie in the rows, read one after another. [N], int64."""
+    context_index: Tensor
+    """The position that predicts each of them: the one before, or the end of a shared prompt. [N], int64."""
     order: tuple[int, ...]
     """The index, in the list that was collated, of each sequence in the row-major order of the target tokens. [S]"""
     target_lengths: Tensor
@@ -35,29 +45,38 @@ class PackedBatch:
     """Target tokens of the whole optimizer step (all micro-batches, all ranks) that this micro-batch belongs to."""
     window: int = 1
     """Micro-batches a rank accumulates in that step."""
+    blocks: Tensor | None = None
+    """[R, L, 2], int64: the number of each token's bundle in its row, and of its target in that bundle (0 in the
+    prompt). None where no bundle has several targets: then position ids tell sequences apart."""
 
     @property
     def target_ids(self) -> Tensor:
         """[N], int64."""
-        return self.input_ids[self.target_mask]
+        return self.input_ids.flatten()[self.target_index]
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """[R, 1, L, L], bool: a token sees its bundle's prompt and its own target, up to itself. None: see `blocks`."""
+        if self.blocks is None:
+            return None
+        bundle, target = self.blocks.unbind(-1)
+        mask = bundle[:, :, None] == bundle[:, None, :]
+        mask &= (target[:, None, :] == 0) | (target[:, None, :] == target[:, :, None])
+        return mask.tril_()[:, None]
 
     @property
     def num_target_tokens(self) -> int:
         return int(self.target_lengths.sum())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=non_blocking)
-            for name in ("input_ids", "position_ids", "target_mask", "target_lengths")
-        }
-        return replace(self, **moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PackedBatch:
-        pinned = {
-            name: getattr(self, name).pin_memory()
-            for name in ("input_ids", "position_ids", "target_mask", "target_lengths")
-        }
-        return replace(self, **pinned)
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
+        changed: dict[str, Any] = {n: change(value) for n, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
 
 class PromptBatch:
@@ -87,13 +106,48 @@ def pack_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     return rows
 
 
+def bundle(examples: Sequence[Example], hidden_size: int) -> list[list[int]]:
+    """Which examples share their prompt with the one before, cut into bundles of the size that costs least.
+
+    A layer does about 12 h^2 multiplications a token and 2 h for each pair of a query and a key. In a bundle of k
+    targets of length c after a prompt of length p, (p + kc) tokens and (p + kc)^2 pairs serve k targets; the cost of
+    one is least at k = sqrt(p^2 + 6hp) / c. Masked pairs are computed, so long targets are better off alone.
+
+    Returns:
+        The indices of the examples in each bundle, in order; every index stands once.
+    """
+    bundles: list[list[int]] = []
+    room = 0
+    for index, example in enumerate(examples):
+        prompt = len(example.prompt_ids)
+        if room < 1 or example.prompt_ids != examples[index - 1].prompt_ids:
+            bundles.append([])
+            same = [e for e in examples[index : index + MAX_BUNDLE] if e.prompt_ids == example.prompt_ids]
+            mean = sum(len(e.target_ids) for e in same) / len(same)
+            best = max(1, round(math.sqrt(prompt * prompt + 6 * hidden_size * prompt) / mean))
+            room = math.ceil(len(same) / math.ceil(len(same) / best))  # rather 4 and 4 than 6 and 2
+        bundles[-1].append(index)
+        room -= 1
+    return bundles
+
+
+def bundle_length(examples: Sequence[Example], members: Sequence[int]) -> int:
+    """Tokens of a bundle: the prompt and each target."""
+    return len(examples[members[0]].prompt_ids) + sum(len(examples[i].target_ids) for i in members)
+
+
 def collate(
-    examples: Sequence[Example], pad_token_id: int, global_target_tokens: int = 0, window: int = 1
+    examples: Sequence[Example],
+    pad_token_id: int,
+    global_target_tokens: int = 0,
+    window: int = 1,
+    bundles: Sequence[Sequence[int]] | None = None,
 ) -> PackedBatch:
-    """Packs examples into rows as long as the longest of them.
+    """Packs examples into rows as long as the longest of them, or the longest bundle.
 
     Args:
         global_target_tokens: see `PackedBatch`; 0 takes the target tokens of these examples alone.
+        bundles: the examples that share a prompt (`bundle`); each alone when not given.
 
     Raises:
         ValueError: there is no example, or one has an empty prompt (its first token would have no context).
@@ -103,25 +157,49 @@ def collate(
     for example in examples:
         if not example.prompt_ids or not example.target_ids:
             raise ValueError(f"example of problem {example.problem_id}: empty prompt or target")
-    lengths = [len(example) for example in examples]
+    bundles = bundles or [[index] for index in range(len(examples))]
+    lengths = [bundle_length(examples, members) for members in bundles]
     rows = pack_rows(lengths, max(lengths))
     shape = (len(rows), max(lengths))
     input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
     position_ids = torch.zeros(shape, dtype=torch.int64)
-    target_mask = torch.zeros(shape, dtype=torch.bool)
-    for row, members in enumerate(rows):
+    blocks = torch.zeros((*shape, 2), dtype=torch.int64)
+    targets: list[Tensor] = []
+    contexts: list[Tensor] = []
+    for row, row_bundles in enumerate(rows):
         start = 0
-        for index in members:
-            example, end = examples[index], start + lengths[index]
-            input_ids[row, start:end] = torch.tensor(example.prompt_ids + example.target_ids)
-            position_ids[row, start:end] = torch.arange(lengths[index])
-            target_mask[row, start + len(example.prompt_ids) : end] = True
-            start = end
+        for number, which in enumerate(row_bundles, start=1):
+            prompt = examples[bundles[which][0]].prompt_ids
+            middle = start + len(prompt)
+            input_ids[row, start:middle] = torch.tensor(prompt)
+            position_ids[row, start:middle] = torch.arange(len(prompt))
+            blocks[row, start : start + lengths[which], 0] = number
+            last = row * shape[1] + middle - 1
+            start = middle
+            for branch, index in enumerate(bundles[which], start=1):
+                ids = examples[index].target_ids
+                end = start + len(ids)
+                input_ids[row, start:end] = torch.tensor(ids)
+                position_ids[row, start:end] = torch.arange(len(prompt), len(prompt) + len(ids))
+                blocks[row, start:end, 1] = branch
+                flat = torch.arange(row * shape[1] + start, row * shape[1] + end)
+                targets.append(flat)
+                contexts.append(torch.cat([torch.tensor([last]), flat[:-1]]))
+                start = end
         position_ids[row, start:] = torch.arange(shape[1] - start)
-    order = tuple(index for members in rows for index in members)
+    order = tuple(index for row_bundles in rows for which in row_bundles for index in bundles[which])
     target_lengths = torch.tensor([len(examples[index].target_ids) for index in order])
-    total = global_target_tokens or int(target_lengths.sum())
-    return PackedBatch(input_ids, position_ids, target_mask, order, target_lengths, total, window)
+    return PackedBatch(
+        input_ids,
+        position_ids,
+        torch.cat(targets),
+        torch.cat(contexts),
+        order,
+        target_lengths,
+        global_target_tokens or int(target_lengths.sum()),
+        window,
+        blocks if any(len(members) > 1 for members in bundles) else None,
+    )
 
 
 def without_targets(pad_token_id: int, global_target_tokens: int, window: int = 1) -> PackedBatch:
@@ -131,8 +209,7 @@ def without_targets(pad_token_id: int, global_target_tokens: int, window: int = 
     """
     row = torch.full((1, 2), pad_token_id, dtype=torch.int64)
     none = torch.zeros(0, dtype=torch.int64)
-    mask = torch.zeros_like(row, dtype=torch.bool)
-    return PackedBatch(row, torch.arange(2)[None], mask, (), none, global_target_tokens, window)
+    return PackedBatch(row, torch.arange(2)[None], none, none, (), none, global_target_tokens, window)
 
 
 def plan_batches(

@@ -21,10 +21,15 @@ from slmreason import weights
 from slmreason.batching import PackedBatch
 from slmreason.chat import Chat
 from slmreason.distributed import barrier, is_first
+from slmreason.head import of_logits, token_scores
 from slmreason.runfolder import write_folder
 from slmreason.weights import FrozenWeights
 
 EMBEDDED = Path(__file__).parent / "embedded" / "students"
+AFTER_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Settings by which a model changes its logits after the projection (Gemma, Granite, Cohere)."""
+PLAIN_ATTENTION = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose layers attend by a mask and by position ids, and by nothing else."""
 
 
 @dataclass
@@ -167,24 +172,36 @@ class Student(nn.Module):
         Returns:
             TokenScores over the N target tokens, in the batch's row-major order.
         """
-        predicts = torch.zeros_like(batch.target_mask)
-        predicts[:, :-1] = batch.target_mask[:, 1:]
-        with _project_only(self.network.get_output_embeddings(), predicts):
-            logits = self.network(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[
-                0
-            ]  # (N, vocab)
-        logits = logits.float() / temperature
-        targets = batch.target_ids
-        log_z = logits.logsumexp(dim=-1)
-        chosen = logits.gather(1, targets[:, None]).squeeze(1)
-        entropy = ranks = None
-        with torch.no_grad():
-            if with_entropy:
-                probs = (logits - log_z[:, None]).exp()
-                entropy = log_z - (probs * logits).sum(dim=-1)
-            if with_ranks:
-                ranks = (logits > chosen[:, None]).sum(dim=-1) + 1
-        return TokenScores(chosen - log_z, entropy, ranks)
+        head = self.network.get_output_embeddings()
+        fused = self._has_plain_head
+        with _scoring(head, batch, temperature, with_entropy, with_ranks) if fused else _project_only(head, batch):
+            output = self.network(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids,
+                use_cache=False,
+            ).logits[0]  # fmt: skip
+        if not fused:
+            log_probs, _, entropy, ranks = of_logits(
+                output.float() / temperature, batch.target_ids, with_entropy, with_ranks
+            )
+            return TokenScores(log_probs, entropy, ranks)
+        columns = list(output.unbind(-1))
+        log_probs, others = columns[0], [column.detach() for column in columns[1:]]
+        entropy = others.pop(0) if with_entropy else None
+        return TokenScores(log_probs, entropy, others.pop(0).long() if with_ranks else None)
+
+    @property
+    def _has_plain_head(self) -> bool:
+        """Whether logits are the head's output as it is: a plain projection that nothing scales or caps."""
+        config = self.base_model.config
+        scaled = any(getattr(config, key, None) not in (None, 1, 1.0) for key in AFTER_HEAD)
+        return type(self.network.get_output_embeddings()) is nn.Linear and not scaled
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether targets with one prompt may lie behind it in one row, told apart by a mask of ours."""
+        config = self.base_model.config
+        full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        return config.model_type in PLAIN_ATTENTION and full and config._attn_implementation == "sdpa"
 
     def forward(self, batch: PackedBatch, temperature: float = 1.0, with_entropy: bool = False) -> TokenScores:
         return self.score(batch, temperature, with_entropy)
@@ -310,20 +327,42 @@ def resolve_model(model: str) -> str:
 
 
 @contextmanager
-def _project_only(head: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Makes the vocabulary projection see only the hidden states at `positions` ([R, L], bool) -> [1, N, hidden].
+def _project_only(head: nn.Module, batch: PackedBatch) -> Iterator[None]:
+    """Makes the vocabulary projection see only the hidden states that predict a target: [R, L, h] -> [1, N, h].
 
     A hook on the output embedding, so it serves every architecture, with adapters and logit scaling or capping.
     """
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][positions][None], *args[1:])
+        return (args[0].flatten(0, 1)[batch.context_index][None], *args[1:])
 
     handle = head.register_forward_pre_hook(select)
     try:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _scoring(
+    head: nn.Linear, batch: PackedBatch, temperature: float, with_entropy: bool, with_ranks: bool
+) -> Iterator[None]:
+    """Makes the vocabulary projection give scores of the targets in the place of logits: [R, L, h] -> [1, N, 1 to 3].
+
+    Within its forward, so that whatever a strategy does around that (gathering shards, say) is done.
+    """
+    targets = batch.target_ids
+
+    def scores(hidden: Tensor) -> Tensor:
+        chosen = hidden.flatten(0, 1)[batch.context_index]
+        columns = token_scores(chosen, head.weight, head.bias, targets, temperature, with_entropy, with_ranks)
+        return torch.stack([column.float() for column in columns if column is not None], dim=-1)[None]
+
+    head.forward = scores  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 def _with_adapters(network: PreTrainedModel, lora: Lora, gradient_checkpointing: bool) -> Any:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmreason.batching import collate, pack_rows, plan_batches
+from slmreason.batching import bundle, bundle_length, collate, pack_rows, plan_batches
 from slmreason.records import Example
 
 
@@ -52,3 +52,40 @@ def test_collate_refuses_an_empty_prompt_and_names_the_problem() -> None:
 def test_a_batch_moves_whole() -> None:
     batch = collate([example(2, 2)], 0).to("meta")
     assert batch.input_ids.device == batch.target_lengths.device == torch.device("meta")
+
+
+def test_a_bundle_by_hand() -> None:
+    """Prompt 10 11 with targets 110 and 110 111; the first token of each target is predicted from the prompt's end."""
+    batch = collate([example(2, 1), example(2, 2), example(1, 1, 70)], 0, bundles=[[0, 1], [2]])
+    assert batch.input_ids.tolist() == [[10, 11, 110, 110, 111], [70, 170, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3], [0, 1, 0, 1, 2]]
+    assert batch.target_index.tolist() == [2, 3, 4, 6]
+    assert batch.context_index.tolist() == [1, 1, 3, 5]
+    assert batch.order == (0, 1, 2)
+    assert batch.attention_mask is not None
+    assert batch.attention_mask[:, 0].int().tolist() == [
+        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]],
+        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]],
+    ]
+    assert collate([example(2, 1), example(2, 2)], 0).attention_mask is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 9), st.integers(1, 200)), min_size=1, max_size=12))
+def test_bundles_hold_each_example_once_and_one_prompt(groups: list[tuple[int, int, int]]) -> None:
+    examples = [
+        example(prompt, target, 1000 * number)
+        for number, (prompt, count, target) in enumerate(groups)
+        for _ in range(count)
+    ]
+    bundles = bundle(examples, 64)
+    assert [index for members in bundles for index in members] == list(range(len(examples)))
+    for members in bundles:
+        assert len({examples[index].prompt_ids for index in members}) == 1
+        assert bundle_length(examples, members) <= sum(len(examples[index]) for index in members)
+
+
+def test_short_targets_share_a_long_prompt_and_long_ones_do_not() -> None:
+    sizes = lambda prompt, target: [len(b) for b in bundle([example(prompt, target)] * 8, 896)]  # noqa: E731
+    assert sizes(200, 20) == [8]
+    assert sizes(100, 250) == [3, 3, 2]
+    assert sizes(20, 1000) == [1] * 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slmreason import head
 from slmreason.batching import collate
 from slmreason.embedded.families import make_problems
 from slmreason.records import Example
 from slmreason.student import Lora, Student
+from tests.models import make_checkpoint
 
 
 def examples_for(student: Student, count: int = 6) -> list[Example]:
@@ -42,6 +45,64 @@ def test_packed_log_probs_equal_a_full_forward(name: str, temperature: float) ->
         ours = student.score(batch, temperature).log_probs
         theirs = torch.cat([full_forward(student, examples[i], temperature) for i in batch.order])
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["embedded:qwen2", "embedded:llama"])
+def test_a_shared_prompt_gives_the_log_probs_and_gradients_of_one_repeated(name: str) -> None:
+    student = Student(name, instruction="")
+    assert student.shares_prompts
+    prompts = [example.prompt_ids for example in examples_for(student, 3)]
+    texts = ["1+2=3\nThe answer is \\boxed{3}.", "4", "I do not know.", "2*2=4\n4+4=8"]
+    examples = [Example(p, student.encode_target(t), "", "rollout") for p in prompts for t in texts]
+    together = [[0, 1, 2], [3], [4, 5, 6, 7], [8, 9], [10, 11]]
+    found, sizes = [], []
+    for bundles in (together, None):
+        batch = collate(examples, student.pad_token_id, bundles=bundles)
+        student.zero_grad()
+        scores = student.score(batch, 0.9, with_entropy=True)
+        assert scores.entropy is not None
+        pieces = scores.log_probs.split(batch.target_lengths.tolist())
+        in_order = torch.cat([piece for _, piece in sorted(zip(batch.order, pieces, strict=True))])
+        (in_order * torch.linspace(-1, 1, len(in_order))).sum().backward()
+        found.append([in_order.detach(), *(p.grad.clone() for p in student.parameters() if p.grad is not None)])
+        sizes.append(batch.input_ids.numel())
+    assert sizes[0] < 0.7 * sizes[1]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=3e-5)  # sums of hundreds of terms in float32
+
+
+def test_only_models_that_attend_by_the_mask_alone_share_prompts(tmp_path: Path) -> None:
+    """A sliding window is part of what transformers' own mask says."""
+    shares = {family: Student(str(make_checkpoint(tmp_path / family, family))).shares_prompts
+              for family in ("qwen2.5", "llama3", "gemma")}  # fmt: skip
+    assert shares == {"qwen2.5": True, "llama3": True, "gemma": False}
+
+
+def test_a_chunked_head_gives_the_same_scores_under_every_kind_of_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tied and not, with adapters, and one whose model caps its logits afterwards, which goes the plain way."""
+    for family, lora in (("qwen2.5", None), ("qwen2.5-base", None), ("llama3", Lora(r=2)), ("gemma", None)):
+        folder = make_checkpoint(tmp_path / f"{family}", family)
+        if family == "gemma":
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({**config, "final_logit_softcapping": 2.0}))
+        student = Student(str(folder), instruction="", lora=lora)
+        examples = examples_for(student)
+        batch = collate(examples, student.pad_token_id)
+        found = []
+        for elements in (1 << 30, 2000):
+            monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
+            student.zero_grad()
+            scores = student.score(batch, 0.8, with_entropy=True, with_ranks=True)
+            scores.log_probs.sum().backward()
+            gradients = [p.grad.clone() for p in student.parameters() if p.grad is not None]
+            found.append([scores.log_probs.detach(), scores.entropy, scores.ranks, *gradients])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            theirs = torch.cat([full_forward(student, examples[i], 0.8) for i in batch.order])
+        torch.testing.assert_close(found[1][0], theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_loss_is_the_same_packed_padded_or_alone(student: Student) -> None:

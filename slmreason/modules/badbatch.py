@@ -114,5 +114,5 @@ def _batch(parts: dict[str, Tensor], device: torch.device | str) -> Batch:
     values["order"] = tuple(int(index) for index in values["order"])
     for name in ("global_target_tokens", "window"):
         values[name] = int(values[name])
-    packed = PackedBatch(**{field.name: values.pop(field.name) for field in fields(PackedBatch)})
+    packed = PackedBatch(**{field.name: values.pop(field.name, None) for field in fields(PackedBatch)})
     return PolicyBatch(packed, **values) if values else packed

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from slmreason.batching import PromptBatch, collate, plan_batches, without_targets
+from slmreason.batching import PromptBatch, bundle, bundle_length, collate, plan_batches, without_targets
 from slmreason.distributed import rank, world_size
 from slmreason.modules.base import Decay, StudentModule
 from slmreason.modules.policybatch import PolicyBatch
@@ -178,28 +178,36 @@ class GRPOModule(StudentModule):
                 if not (self.mask_truncated and rollout.truncated)
             ]
         tokens = sum(len(rollout.completion_ids) for rollout, _ in pairs)
-        processes = world_size()
+        examples = [Example(rollout.prompt_ids, rollout.completion_ids, "", "rollout") for rollout, _ in pairs]
+        alone = [[index] for index in range(len(pairs))]
+        hidden = self.student.base_model.config.hidden_size
+        bundles = bundle(examples, hidden) if self.student.shares_prompts else alone
+        shares = [bundles[process :: world_size()] for process in range(world_size())]
         plans = [
-            plan_batches([len(r.prompt_ids) + len(r.completion_ids) for r, _ in pairs[p::processes]], self.token_budget)
-            for p in range(processes)
+            plan_batches([bundle_length(examples, members) for members in share], self.token_budget) for share in shares
         ]
-        mine = pairs[rank() :: processes]
         batches = [
-            self._policy_batch([mine[i] for i in members], len(pairs), tokens) for members in plans[rank()]
-        ]  # fmt: skip
+            self._policy_batch(pairs, examples, [shares[rank()][i] for i in which], tokens) for which in plans[rank()]
+        ]
         # Each process owes as many forward and backward passes as the busiest has.
         missing = max(len(plan) for plan in plans) - len(batches)
         return batches + [self._empty_batch(tokens) for _ in range(missing)]
 
-    def _policy_batch(self, pairs: list[tuple[Rollout, float]], sequences: int, tokens: int) -> PolicyBatch:
-        examples = [Example(rollout.prompt_ids, rollout.completion_ids, "", "rollout") for rollout, _ in pairs]
-        packed = collate(examples, self.student.pad_token_id, tokens).to(self.device)
-        in_order = [pairs[i] for i in packed.order]
+    def _policy_batch(
+        self, pairs: list[tuple[Rollout, float]], examples: list[Example], bundles: list[list[int]], tokens: int
+    ) -> PolicyBatch:
+        """The micro-batch of some of the bundles, which are lists of positions in `pairs`."""
+        mine = [index for members in bundles for index in members]
+        place = {index: position for position, index in enumerate(mine)}
+        within = [[place[index] for index in members] for members in bundles]
+        packed = collate([examples[i] for i in mine], self.student.pad_token_id, tokens, bundles=within)
+        packed = packed.to(self.device)
+        in_order = [pairs[mine[i]] for i in packed.order]
         lengths = packed.target_lengths
         return PolicyBatch(
             packed,
             _float32([advantage for _, advantage in in_order], self.device).repeat_interleave(lengths),
-            token_weights(self.loss, lengths, sequences, tokens, self.max_completion_tokens),
+            token_weights(self.loss, lengths, len(pairs), tokens, self.max_completion_tokens),
             _float32([p for rollout, _ in in_order for p in rollout.sampler_log_probs], self.device),
         )
 
