@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slmreason.records import Rollout, RolloutGroup
-from slmreason.redact import printable
+from slmreason.redact import shown
 
 
 class SampleCompletions(Callback):
@@ -68,7 +68,7 @@ class SampleCompletions(Callback):
             table.add_column(column, overflow="fold")
         for group, rollout in picked:
             texts = (group.problem.question, group.problem.answer, rollout.text, f"{rollout.reward:g}")
-            table.add_row(*(Text(printable(text[: self.max_chars])) for text in texts))
+            table.add_row(*(Text(shown(text[: self.max_chars])) for text in texts))
         return table
 
 

@@ -248,12 +248,16 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def tidy(message: str) -> str:
     """A parser's message without colours, and without the values it was given: one may be a key in a wrong place."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
-    return re.sub(r"\s*Given value(?: type)?: .*", "", message, flags=re.DOTALL) or message
+    pattern = r"\s*(?:Given value(?: type)?: .*|Got value: .*?(?=\n *- (?:Expected|Option) |\n *Given value|\Z))"
+    return re.sub(pattern, "", message, flags=re.DOTALL) or message
 
 
 def explain(message: str, known: Sequence[str]) -> str:
     """A parser's message with, for a key that does not exist, the nearest keys that do."""
     message = tidy(message)
+    unknown = re.match(r"(?P<head>[Uu]nrecognized arguments: ).*?(?P<flags>(?<!\S)--.*)", message, flags=re.DOTALL)
+    if unknown:  # what was given with them may be a key
+        message = unknown["head"] + " ".join(re.findall(r"(?<!\S)--[\w.+-]+", unknown["flags"]))
     in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     match = re.search(
         r"[Uu]nrecognized arguments?:? (?:--)?([\w.]+)|[Kk]ey ['\"]?([\w.]+)['\"]? is not expected", message

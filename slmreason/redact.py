@@ -37,8 +37,9 @@ _PATTERNS = (
                 r"\s?[:=]\s?[\"']?)(?![\[*]|null\b|none\b)[^\s\"',;&}\])]{4,}", re.I), r"\1***"),
     (re.compile(r"(authorization[\"']?\s?[:=]\s?[\"']?(?:basic|token)\s)[^\s\"',]+", re.I), r"\1***"),
     (re.compile(r"(\bbearer\s)(?=[^\d\s*]{0,80}[\d*]|\S{24})[\w.~+/=*-]{8,}", re.I), r"\1***"),
-    # A long piece with a digit, or stars, as servers quote keys: sk-learn-model-2 is a name.
-    (re.compile(r"\bsk-(?=[\w-]{0,99}(?:\*|(?=[A-Za-z_]{0,40}\d)\w{16}))[\w*-]{8,}"), "***"),
+    # A provider's mark, a long piece with a digit, or stars, as servers quote keys: sk-learn-model-2 is a name.
+    (re.compile(r"\bsk-(?=(?:proj|svcacct|admin|ant|or)-|[\w-]{0,99}(?:\*|(?=[A-Za-z_]{0,40}\d)\w{16}))"
+                r"(?=[\w-]{0,99}[\d*])[\w*-]{8,}"), "***"),
     (re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|gh[opsru]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|xox[abp]-[\w-]{10,}"
                 r"|AIza[\w-]{30,}|AKIA[0-9A-Z]{16}\b|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})"), "***"),
 )  # fmt: skip

@@ -119,14 +119,19 @@ def prune(run_dir: Path, keep: int) -> None:
             path.unlink()
 
 
-def newest_checkpoint(run_dir: Path) -> tuple[Path, RunState] | None:
+def newest_checkpoint(run_dir: Path, after_stage: bool = False) -> tuple[Path, RunState] | None:
     """The newest checkpoint that can be read, and where the run stood there; None when there is none at all.
+
+    Args:
+        after_stage: looks at those after a stage alone.
 
     Raises:
         ValueError: there are some, and none can be read; the message names the newest.
     """
     fault: ValueError | None = None
     for path in reversed(checkpoints(run_dir)):
+        if after_stage and "-after-" not in path.name:
+            continue
         try:
             state = RunState.from_tree(load_tree(path, with_tensors=False)["run"])
         except (ValueError, KeyError, TypeError) as error:
@@ -161,9 +166,8 @@ def load_run(run_dir: Path, student: Student) -> tuple[RunState, Path | None]:
     """
     found = newest_checkpoint(run_dir)
     state, path = (found[1], found[0]) if found else (RunState(), None)
-    after_stage = next((p for p in reversed(checkpoints(run_dir)) if "-after-" in p.name), None)
-    if after_stage is not None:
-        load_weights(after_stage, student)
+    if (after_stage := newest_checkpoint(run_dir, after_stage=True)) is not None:
+        load_weights(after_stage[0], student)
     student.policy_version = state.policy_version
     barrier()
     if is_first():

@@ -24,6 +24,19 @@ class CoinReward(RewardFn):
         return Verdict(float(correct), correct)
 
 
+class ProbeOnlyReward(RewardFn):
+    """Accepts every second of the first hundred completions and nothing after: problems are learnable when they are
+    measured, and fail once GRPO has begun."""
+
+    def __init__(self) -> None:
+        self.graded = 0
+
+    def __call__(self, problem: Problem, text: str) -> Verdict:
+        self.graded += 1
+        correct = self.graded <= 100 and self.graded % 2 == 0
+        return Verdict(float(correct), correct)
+
+
 class Dies(Callback):
     """Sends its process a signal after a training step: DIES_IN names the stage, DIES_AT the batch (the first if not
     set), DIES_RANK the process (all if not set), DIES_BY the signal (SIGKILL if not set)."""

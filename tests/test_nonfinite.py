@@ -125,6 +125,12 @@ def test_a_step_that_is_not_finite_is_skipped_as_if_its_batches_were_not_there(
     assert same(watches.states[-1], without.states[-1])
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that is saved goes to the trainer's folder, which is this one unless something else is said."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_the_overflows_by_which_a_scaler_finds_its_scale_are_no_fault(student: Student) -> None:
     scaler, watches = torch.amp.GradScaler("cpu", init_scale=2.0**20), Watches()  # type: ignore[attr-defined]
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
