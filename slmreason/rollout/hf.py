@@ -10,10 +10,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling, prompt_seed, stable_seed
+from slmreason.rollout.steps import prefill
 from slmreason.student import Student
+
+SHRINK = 0.05
+"""Finished rows leave the batch when they are at least this share of it."""
 
 
 class HFEngine(RolloutEngine):
@@ -96,61 +99,44 @@ def decode(
     Args:
         draws: a uniform number for each completion and step. [completions, max_new_tokens], float64.
     """
-    device, network = student.device, student.network
+    device = student.device
     draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
-    longest = max(len(prompt) for prompt in prompts)
-    input_ids = torch.full((len(prompts), longest), student.pad_token_id, device=device)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-        attention_mask[row, longest - len(prompt) :] = 1
-    cache = DynamicCache(config=network.config)
-    output = network(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache.batch_repeat_interleave(copies)
-    logits = output.logits[:, -1].repeat_interleave(copies, dim=0)  # (row, vocab)
-    attention_mask = attention_mask.repeat_interleave(copies, dim=0)
-
+    steps, logits = prefill(student, prompts, copies, sampling.max_new_tokens)
     num_rows = len(prompts) * copies
     tokens = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.int64, device=device)
     log_probs = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.float32, device=device)
     lengths = torch.full((num_rows,), sampling.max_new_tokens, device=device)
     stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
-    alive = torch.arange(num_rows, device=device)
+    rows = torch.arange(num_rows, device=device)  # of the batch as it was, those that are still in it
     eos = torch.tensor(sorted(student.eos_ids), device=device)
     for step in range(sampling.max_new_tokens):
-        token, log_prob = sample(logits, sampling, draws[alive, step])
-        tokens[alive, step], log_probs[alive, step] = token, log_prob
-        ended = torch.isin(token, eos)
-        if ended.any():
-            lengths[alive[ended]], stopped[alive[ended]] = step + 1, True
-            keep = (~ended).nonzero().squeeze(1)
-            if len(keep) == 0:
-                break
-            alive, token, attention_mask = alive[keep], token[keep], attention_mask[keep]
-            cache.batch_select_indices(keep)
-        if step + 1 == sampling.max_new_tokens:
+        token, log_prob = sample(logits, sampling, draws[rows, step])
+        tokens[rows, step], log_probs[rows, step] = token, log_prob
+        ended = torch.isin(token, eos) & ~stopped[rows]
+        lengths[rows[ended]], stopped[rows[ended]] = step + 1, True
+        alive = ~stopped[rows]
+        left = int(alive.sum())
+        if left == 0 or step + 1 == sampling.max_new_tokens:
             break
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(alive), 1)], dim=1)
-        logits = network(
-            input_ids=token[:, None],
-            attention_mask=attention_mask,
-            position_ids=attention_mask.sum(-1, keepdim=True) - 1,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+        # Dropping rows copies the cache of the others: not for every single one.
+        if left <= len(rows) * (1 - SHRINK):
+            stay = _without_gaps(alive)
+            rows, token = rows[stay], token[stay]
+            steps.keep(stay)
+        logits = steps.step(token)
     cut, was_stopped = lengths.tolist(), stopped.tolist()
     all_tokens, all_log_probs = tokens.tolist(), log_probs.tolist()
     return [
         Completion(tuple(all_tokens[row][: cut[row]]), tuple(all_log_probs[row][: cut[row]]), not was_stopped[row])
         for row in range(num_rows)
     ]
+
+
+def _without_gaps(alive: Tensor) -> Tensor:
+    """The rows that are alive, those at the end in the places of those that are not: few rows move. [B] -> [alive]"""
+    stay = torch.arange(int(alive.sum()), device=alive.device)
+    stay[~alive[: len(stay)]] = alive[len(stay) :].nonzero().squeeze(1) + len(stay)
+    return stay
 
 
 def uniforms(sampling: Sampling, prompt: Sequence[int], first: int, copies: int) -> Tensor:

@@ -1,0 +1,176 @@
+"""One decoding step after another for rows of one batch: by transformers' own forward, or by a leaner one of ours.
+
+At small sizes a step is Python and a growing cache more than arithmetic. `LeanSteps` calls a decoder's own projections
+in the order of its layers, for the model types whose layers are known to hold nothing else, with a cache that is
+allocated once and written in place. What it computes is what transformers computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DynamicCache
+
+from slmreason.student import Student
+
+FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose angles depend on the position alone, and not on how long the sequence has become."""
+
+
+def prefill(
+    student: Student, prompts: Sequence[Sequence[int]], copies: int, max_new_tokens: int
+) -> tuple[PlainSteps | LeanSteps, Tensor]:
+    """Reads prompts and gives what continues them, with the logits of the first new token.
+
+    Args:
+        copies: rows for each prompt; it is read once.
+
+    Returns:
+        (steps, logits [len(prompts) * copies, vocab])
+    """
+    network, device = student.network, student.device
+    longest = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), longest), student.pad_token_id, device=device)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+        attention_mask[row, longest - len(prompt) :] = 1
+    cache = DynamicCache(config=network.config)
+    output = network(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits = output.logits[:, -1].repeat_interleave(copies, dim=0)
+    mask = attention_mask.repeat_interleave(copies, dim=0)
+    if is_lean(student):
+        return LeanSteps(student.base_model, cache, mask, copies, max_new_tokens), logits
+    return PlainSteps(network, cache, mask, copies), logits
+
+
+def is_lean(student: Student) -> bool:
+    """Whether `LeanSteps` knows the layers of this student."""
+    config = student.base_model.config
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    return student.shares_prompts and rope in FIXED_ROPE and config.hidden_act == "silu"
+
+
+class PlainSteps:
+    """transformers' forward with its growing cache."""
+
+    def __init__(self, network: nn.Module, cache: DynamicCache, attention_mask: Tensor, copies: int) -> None:
+        cache.batch_repeat_interleave(copies)
+        self._network, self._cache, self._mask = network, cache, attention_mask
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """The logits after one more token in each row. [rows] -> [rows, vocab]"""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+        output = self._network(
+            input_ids=tokens[:, None],
+            attention_mask=self._mask,
+            position_ids=self._mask.sum(-1, keepdim=True) - 1,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these, which stand in that order then."""
+        self._cache.batch_select_indices(rows)
+        self._mask = self._mask[rows]
+
+
+class LeanSteps:
+    """The same numbers with a tenth of the Python, for decoders of Llama's shape."""
+
+    def __init__(
+        self, model: Any, cache: DynamicCache, attention_mask: Tensor, copies: int, max_new_tokens: int
+    ) -> None:
+        """
+        Args:
+            model: the causal language model itself, without peft's wrapper; its projections may be adapters.
+            cache: of the prompts, one row each.
+            attention_mask: [rows, prompt tokens], int64.
+        """
+        self._decoder, self._head = model.model, model.lm_head
+        rows, self._length = attention_mask.shape
+        room = self._length + max_new_tokens
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        for keys, values, *_ in cache:
+            for kept, prompt in ((self._keys, keys), (self._values, values)):
+                whole = prompt.new_empty(rows, prompt.shape[1], room, prompt.shape[3])
+                whole[:, :, : self._length] = prompt.repeat_interleave(copies, dim=0)
+                kept.append(whole)
+        self._positions = attention_mask.sum(-1)
+        places = torch.arange(int(self._positions.max()) + max_new_tokens, device=attention_mask.device)
+        self._cos, self._sin = (table[0] for table in self._decoder.rotary_emb(self._keys[0][:1, 0], places[None]))
+        self._mask: Tensor | None = None
+        if not attention_mask.all():
+            self._mask = torch.ones(rows, 1, 1, room, dtype=torch.bool, device=attention_mask.device)
+            self._mask[:, 0, 0, : self._length] = attention_mask.bool()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """The logits after one more token in each row. [rows] -> [rows, vocab]"""
+        cos, sin = self._cos[self._positions, None], self._sin[self._positions, None]
+        seen = None if self._mask is None else self._mask[..., : self._length + 1]
+        hidden = self._decoder.embed_tokens(tokens)
+        for index, layer in enumerate(self._decoder.layers):
+            hidden = hidden + self._attend(index, layer.self_attn, _norm(layer.input_layernorm, hidden), cos, sin, seen)
+            inner = _norm(layer.post_attention_layernorm, hidden)
+            mlp = layer.mlp
+            hidden = hidden + mlp.down_proj(functional.silu(mlp.gate_proj(inner)) * mlp.up_proj(inner))
+        self._length += 1
+        self._positions += 1
+        return self._head(_norm(self._decoder.norm, hidden))  # type: ignore[no-any-return]
+
+    def _attend(
+        self, index: int, attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None
+    ) -> Tensor:
+        rows, size = len(hidden), attention.head_dim
+        query = attention.q_proj(hidden).view(rows, -1, size)
+        key = attention.k_proj(hidden).view(rows, -1, size)
+        if hasattr(attention, "q_norm"):
+            query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
+        keys, values = self._keys[index], self._values[index]
+        turned = _rotate(torch.cat([query, key], dim=1), cos, sin)
+        keys[:, :, self._length] = turned[:, query.shape[1] :]
+        values[:, :, self._length] = attention.v_proj(hidden).view(rows, -1, size)
+        # The queries of the heads that share keys stand where a sequence's would: no key is repeated.
+        grouped = turned[:, : query.shape[1]].unflatten(1, (keys.shape[1], -1))
+        found = functional.scaled_dot_product_attention(
+            grouped, keys[:, :, : self._length + 1], values[:, :, : self._length + 1], seen, scale=attention.scaling
+        )
+        return attention.o_proj(found.flatten(1))  # type: ignore[no-any-return]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these, which stand in that order then.
+
+        Only those that change their place are copied.
+        """
+        count = len(rows)
+        moved = (rows != torch.arange(count, device=rows.device)).nonzero().squeeze(1)
+        source = rows[moved]
+        for tensors in (self._keys, self._values):
+            for index, tensor in enumerate(tensors):
+                tensor[moved, :, : self._length] = tensor[source, :, : self._length]
+                tensors[index] = tensor[:count]
+        self._positions = self._positions[rows]
+        self._mask = None if self._mask is None else self._mask[rows]
+
+
+def _norm(module: Any, hidden: Tensor) -> Tensor:
+    return functional.rms_norm(hidden, module.weight.shape, module.weight, module.variance_epsilon)
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding as transformers has it: the halves of a head are the two coordinates. [rows, heads, size]"""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat([-second, first], dim=-1) * sin

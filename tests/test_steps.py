@@ -1,0 +1,132 @@
+"""The lean decoding steps against transformers' own forward: logits, ragged prompts, rows that leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from slmreason.embedded.families import make_problems
+from slmreason.rollout import hf, steps
+from slmreason.rollout.engine import Sampling
+from slmreason.rollout.hf import HFEngine, _without_gaps
+from slmreason.rollout.steps import LeanSteps, PlainSteps, is_lean, prefill
+from slmreason.student import Lora, Student
+from tests.models import make_checkpoint
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
+ROPE = {"rope_theta": 10000.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64}  # fmt: skip
+
+
+def other(folder: Path, kind: str) -> str:
+    """A random model of another type, with the tokenizer of a known one."""
+    base = Student(str(make_checkpoint(folder / "base", "qwen2.5")))
+    common = {**SIZES, "vocab_size": base.network.config.vocab_size, "eos_token_id": base.tokenizer.eos_token_id}
+    torch.manual_seed(1)
+    network = {
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**common, head_dim=32)),
+        "llama 3 rope": lambda: LlamaForCausalLM(LlamaConfig(**common, rope_parameters=ROPE, attention_bias=True)),
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**common, sliding_window=None)),
+    }[kind]()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))  # norms of exactly 1 and biases of 0 would hide mistakes
+    network.save_pretrained(folder / kind)
+    base.tokenizer.save_pretrained(folder / kind)
+    return str(folder / kind)
+
+
+def a_student(kind: str, folder: Path) -> Student:
+    if kind.startswith("embedded"):
+        return Student(kind, instruction="")
+    if kind == "lora":
+        student = Student("embedded:qwen2", instruction="", lora=Lora(r=4, alpha=16))
+        with torch.no_grad():
+            for name, parameter in student.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1)
+        return student
+    return Student(other(folder, kind), instruction="")
+
+
+def prompts_of(student: Student, count: int) -> list[tuple[int, ...]]:
+    return [student.encode_question(problem.question) for problem in make_problems("chain", "train", count)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ragged", [True, False])
+@pytest.mark.parametrize("kind", ["embedded:qwen2", "embedded:llama", "lora", "qwen3", "llama 3 rope", "mistral"])
+def test_logits_are_those_of_transformers(
+    kind: str, ragged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = a_student(kind, tmp_path)
+    prompts = prompts_of(student, 4)
+    if not ragged:
+        prompts = [prompts[0]] * 4
+    assert (len({len(prompt) for prompt in prompts}) > 1) == ragged
+    lean, first = prefill(student, prompts, 2, 12)
+    assert isinstance(lean, LeanSteps)
+    monkeypatch.setattr(steps, "is_lean", lambda student: False)
+    plain, theirs = prefill(student, prompts, 2, 12)
+    assert isinstance(plain, PlainSteps)
+    torch.testing.assert_close(first, theirs)
+    generator, rows = torch.Generator().manual_seed(0), 8
+    for step in range(12):
+        if step in (3, 7):  # some rows leave, the last among them once
+            alive = torch.ones(rows, dtype=torch.bool)
+            alive[[0, 2] if step == 3 else [1, rows - 1]] = False
+            stay = _without_gaps(alive)
+            for each in (lean, plain):
+                each.keep(stay)
+            rows = len(stay)
+        tokens = torch.randint(5, 500, (rows,), generator=generator)
+        torch.testing.assert_close(lean.step(tokens), plain.step(tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_same_tokens_are_drawn(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = Student("embedded:qwen2", instruction="")
+    sampling = Sampling(48, temperature, seed=5)
+    found = HFEngine(max_sequences=24).generate(student, prompts_of(student, 9), 4, sampling)
+    monkeypatch.setattr(steps, "is_lean", lambda student: False)
+    monkeypatch.setattr(hf, "SHRINK", 0.0)
+    theirs = HFEngine(max_sequences=24).generate(student, prompts_of(student, 9), 4, sampling)
+    for ours, plain in zip(sum(found, []), sum(theirs, []), strict=True):
+        assert ours.token_ids == plain.token_ids
+        assert ours.truncated == plain.truncated
+        assert ours.log_probs == pytest.approx(plain.log_probs, abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+def test_half_precision_is_as_close_as_its_rounding(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = Student("embedded:qwen2", instruction="").to(dtype)
+    lean, _ = prefill(student, prompts_of(student, 3), 1, 4)
+    monkeypatch.setattr(steps, "is_lean", lambda student: False)
+    plain, _ = prefill(student, prompts_of(student, 3), 1, 4)
+    exact, _ = prefill(Student("embedded:qwen2", instruction=""), prompts_of(student, 3), 1, 4)
+    tokens = torch.tensor([30, 40, 50])
+    ours, theirs, truth = (each.step(tokens).float() for each in (lean, plain, exact))
+    assert ours.dtype == theirs.dtype
+    assert (ours - truth).norm() < 1.5 * (theirs - truth).norm()
+
+
+def test_what_the_lean_steps_do_not_know_goes_the_plain_way(tmp_path: Path) -> None:
+    assert is_lean(Student("embedded:llama"))
+    assert not is_lean(Student(str(make_checkpoint(tmp_path / "gemma", "gemma"))))
+    changed = Student("embedded:qwen2")
+    changed.base_model.config.rope_parameters["rope_type"] = "dynamic"  # depends on how long a sequence has become
+    assert not is_lean(changed)
+    changed = Student("embedded:qwen2")
+    changed.base_model.config.hidden_act = "gelu"
+    assert not is_lean(changed)
+
+
+def test_rows_without_gaps_by_hand() -> None:
+    assert _without_gaps(torch.tensor([1, 0, 1, 0, 1, 1], dtype=torch.bool)).tolist() == [0, 4, 2, 5]
+    assert _without_gaps(torch.tensor([1, 1, 0, 0], dtype=torch.bool)).tolist() == [0, 1]
+    assert _without_gaps(torch.tensor([0, 0, 1], dtype=torch.bool)).tolist() == [2]
