@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 PACKAGES = ("slmreason", "torch", "transformers", "trl", "lightning", "peft", "math-verify", "datasets")
@@ -90,22 +91,86 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+class Stopwatch:
+    """Seconds between `begin` and `end`."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def begin(self) -> None:
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        self.found.append(time.perf_counter() - self._began)
+
+
+class PeakMeter:
+    """The most bytes of tensors between `begin` and `end`, beyond what was there before, by PyTorch's own count."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def begin(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        else:
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            self._profiler = torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True)
+            self._profiler.start()
+
+    def end(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            self.found.append(torch.cuda.max_memory_allocated() - self._before)
+            return
+        self._profiler.stop()
+        now = most = 0
+        profiler: Any = self._profiler.profiler
+        events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            now += event.nbytes()
+            most = max(most, now)
+        self.found.append(most)
+
+
+Meter = Stopwatch | PeakMeter
+
+
 def peak_bytes(function: Callable[[], object]) -> int:
-    """The most bytes of tensors that a call had at a time, beyond what was there before: PyTorch's own count."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    now = most = 0
-    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
-    for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+    """What `PeakMeter` finds of a call."""
+    meter = PeakMeter()
+    meter.begin()
+    function()
+    meter.end()
+    return int(meter.found[0])
+
+
+class MeterSteps(Callback):
+    """Meters each batch of a Lightning fit."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.meter.begin()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.meter.end()
+
+
+def meter_trl(meter: Meter) -> Any:
+    """The same as a callback of TRL's trainers."""
+    from transformers import TrainerCallback
+
+    class Metered(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            meter.begin()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            meter.end()
+
+    return Metered()
 
 
 def save(out: Path | None, rows: Any) -> None:

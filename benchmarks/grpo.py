@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
-import time
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -20,10 +19,19 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
-from benchmarks.common import alternate, compared, model_folder, plain_model, save
+from benchmarks.common import (
+    Meter,
+    MeterSteps,
+    Stopwatch,
+    alternate,
+    compared,
+    meter_trl,
+    model_folder,
+    plain_model,
+    save,
+)
 from slmreason.batching import PromptBatch
 from slmreason.callbacks import RecordRollouts
 from slmreason.data.ledger import Ledger, Place
@@ -66,25 +74,14 @@ class TextReward(RewardFn):
         return Verdict(value, value == 1.0)
 
 
-class StepTimes(Callback):
-    """Seconds of each training batch: rollouts, rewards, the update."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._began = time.perf_counter()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._began)
-
-
 class Ours:
     """Our module in Lightning."""
 
-    def __init__(self, folder: str, tokens: int, half: bool, steps: int, device: str, dtype: str) -> None:
+    def __init__(
+        self, folder: str, tokens: int, half: bool, steps: int, device: str, dtype: str, meter: type[Meter]
+    ) -> None:
         self.student = Student(folder, instruction="", dtype=dtype)  # type: ignore[arg-type]
-        self.tokens, self.half, self.steps, self.device = tokens, half, steps, device
+        self.tokens, self.half, self.steps, self.device, self.meter = tokens, half, steps, device, meter
         self.problems = questions(half)
 
     def __call__(self) -> Sequence[float]:
@@ -94,41 +91,33 @@ class Ours:
         )  # fmt: skip
         module.token_budget = 32_768
         module.gradient_clip_val = 1.0
-        times = StepTimes()
+        meter = self.meter()
         batches = [PromptBatch(tuple(self.problems))] * self.steps
         trainer = L.Trainer(
             max_epochs=1, accelerator=self.device, devices=1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
-            callbacks=[RecordRollouts(Ledger(None), Place(1, "grpo")), times],
+            callbacks=[RecordRollouts(Ledger(None), Place(1, "grpo")), MeterSteps(meter)],
         )  # fmt: skip
         trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
-        return times.seconds[1:]
+        return meter.found[1:]
 
 
 class Theirs:
     """TRL's trainer, its memory savers off where they cost time."""
 
-    def __init__(self, folder: str, tokens: int, half: bool, steps: int, device: str, dtype: str) -> None:
+    def __init__(
+        self, folder: str, tokens: int, half: bool, steps: int, device: str, dtype: str, meter: type[Meter]
+    ) -> None:
         self.model, self.tokenizer = plain_model(folder)
         self.model.to(getattr(torch, dtype))
-        self.tokens, self.half, self.steps, self.device = tokens, half, steps, device
+        self.tokens, self.half, self.steps, self.device, self.meter = tokens, half, steps, device, meter
         self.problems = questions(half)
 
     def __call__(self) -> Sequence[float]:
         from datasets import Dataset
-        from transformers import TrainerCallback
         from trl import GRPOConfig, GRPOTrainer
 
-        seconds: list[float] = []
-
-        class Times(TrainerCallback):
-            began = 0.0
-
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                self.began = time.perf_counter()
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                seconds.append(time.perf_counter() - self.began)
+        meter = self.meter()
 
         def reward(prompts: Any, completions: Any, **_: Any) -> list[float]:
             return [
@@ -147,10 +136,10 @@ class Theirs:
             )  # fmt: skip
             trainer = GRPOTrainer(
                 model=self.model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows),
-                processing_class=self.tokenizer, callbacks=[Times()],
+                processing_class=self.tokenizer, callbacks=[meter_trl(meter)],
             )  # fmt: skip
             trainer.train()
-        return seconds[1:]
+        return meter.found[1:]
 
 
 def main() -> None:
@@ -175,7 +164,7 @@ def main() -> None:
             folder = model_folder(shape, Path(scratch))
             for tokens in options.tokens:
                 for half in options.half:
-                    settings = (folder, tokens, bool(half), options.steps, options.device, options.dtype)
+                    settings = (folder, tokens, bool(half), options.steps, options.device, options.dtype, Stopwatch)
                     sides = {name: makers[name](*settings) for name in options.sides}
                     found = alternate(sides, options.rounds)
                     row = {"model": shape, "completion tokens": tokens, "half silent": bool(half), **compared(found)}

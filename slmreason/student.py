@@ -26,7 +26,7 @@ from slmreason.runfolder import write_folder
 from slmreason.weights import FrozenWeights
 
 EMBEDDED = Path(__file__).parent / "embedded" / "students"
-AFTER_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+AFTER_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier", "lm_head_multiplier")
 """Settings by which a model changes its logits after the projection (Gemma, Granite, Cohere)."""
 PLAIN_ATTENTION = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers attend by a mask and by position ids, and by nothing else."""

@@ -23,7 +23,6 @@ from slmreason.verify.pool import DEFAULT, RIGHT, WRONG, Limits, Pair, Ruling, s
 
 MAX_ANSWER_CHARS = 256
 MAX_GOLD_CHARS = 4 * MAX_ANSWER_CHARS
-MAX_BOX_CHARS = 4 * MAX_ANSWER_CHARS
 MAX_DIGITS = 100_000
 TOO_LARGE = Ruling(False, "too large")
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})*|\d*)(?:\.\d+)?")
@@ -114,7 +113,7 @@ def last_boxed(text: str) -> str | None:
     for brace in _BRACE.finditer(text):
         if brace.group() != "}":
             opened.append(brace.end() if len(brace.group()) > 1 else -1)
-        elif opened and (start := opened.pop()) > last[0] and brace.start() - start < MAX_BOX_CHARS:
+        elif opened and (start := opened.pop()) > last[0]:
             last = start, brace.start()
     return text[slice(*last)] if last[0] >= 0 else None
 

@@ -109,6 +109,8 @@ class Pool:
     def _ask(self, pairs: Sequence[Pair]) -> dict[Pair, Ruling]:
         rulings: dict[Pair, Ruling] = {}
         waiting = deque(pairs)
+        for worker in [worker for worker in self._workers if worker.process.poll() is not None]:
+            self._dismiss(worker)  # it died between two calls, perhaps before it was ready: no failure to start
         try:
             while len(rulings) < len(pairs):
                 self._staff(len(pairs) - len(rulings))
@@ -232,7 +234,7 @@ def shared_pool(limits: Limits) -> Pool:
 def _environment() -> dict[str, str]:
     """Where the process finds its modules, as this one does, and no keys or tokens: it reads what a model wrote."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    return kept | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return kept | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
 def _num_cores() -> int:

@@ -53,13 +53,16 @@ def _expressions(answer: str, whole: bool) -> list[Any]:
     return parse(f"${answer}$", settings, fallback_mode="no_fallback", parsing_timeout=None)
 
 
-def _reply(answer: str, gold: str) -> str:
+def _reply(answer: str, gold: str, most: float) -> str:
+    """The ruling. Where memory ran short inside of math-verify it may say no, so a no above `most` MiB is none."""
     try:
-        return "equal" if same_expression(answer, gold) else "different"
+        if same_expression(answer, gold):
+            return "equal"
     except MemoryError:
         return "memory"
     except Exception:
-        return "different"
+        pass
+    return "memory" if _peak_mb() > most else "different"
 
 
 def main(memory_mb: int, timeout_s: float) -> None:
@@ -69,12 +72,17 @@ def main(memory_mb: int, timeout_s: float) -> None:
     os.dup2(2, 1)  # what a library prints is no reply
     _limit_memory(memory_mb)
     same_expression(r"\frac{1}{2}", "x")  # builds the parser's tables, which should not be on the first pair's time
+    idle = _peak_mb()
+    if idle >= memory_mb:  # it has that already: each comparison would fail
+        sys.exit(f"memory_mb must be above {idle:.0f}, which is what a worker has before the first comparison")
+    most = idle + (memory_mb - idle) / 2  # what failed for want of memory may have asked for as much again
     replies.write("ready\n")
     replies.flush()
     for line in sys.stdin.buffer:
         # Should the parent die in the meantime, nobody else would end a comparison that never does.
         signal.alarm(math.ceil(2 * timeout_s) + 1)
-        reply = _reply(*json.loads(line))
+        answer, gold = json.loads(line)
+        reply = _reply(answer, gold, most)
         signal.alarm(0)
         replies.write(f"{reply}\n")
         replies.flush()
@@ -88,6 +96,15 @@ def _limit_memory(memory_mb: int) -> None:
     except (ValueError, OSError):
         if sys.platform == "linux":  # elsewhere the kernel may not know this limit
             raise
+
+
+def _peak_mb() -> float:
+    """The most address space that this process ever had, in MiB; 0 where the kernel does not tell."""
+    try:
+        with open("/proc/self/status") as file:
+            return next((int(line.split()[1]) / 1024 for line in file if line.startswith("VmPeak:")), 0.0)
+    except OSError:
+        return 0.0
 
 
 if __name__ == "__main__":

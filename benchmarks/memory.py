@@ -1,0 +1,55 @@
+"""Peak memory of a GRPO step and of an SFT step under a vocabulary of 151,936 tokens, ours and TRL's.
+
+    python -m benchmarks.memory --out benchmarks/results/memory.json
+
+TRL's fused head, which makes no full logits either, is on (it always is). Measured is what a step needs beyond the
+weights and the optimizer's state, as PyTorch counts tensors: activations, logits, gradients, the cache while sampling.
+`LoRA` has the head frozen on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import grpo, sft
+from benchmarks.common import VOCABULARY, PeakMeter, compared, random_model, save
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shape", default="0.8M")
+    parser.add_argument("--tokens", type=int, default=256, help="completion tokens of GRPO")
+    parser.add_argument("--data", help="GSM8K's train.jsonl or train.jsonl.gz")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "transformers", "trl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = random_model(Path(scratch) / "model", options.shape, VOCABULARY)
+        pairs = sft.conversations(options.data, 400)
+        kinds: dict[str, Callable[[Any], Callable[[], Sequence[float]]]] = {
+            "GRPO": lambda side: side(folder, options.tokens, False, 2, options.device, "float32", PeakMeter),
+            "SFT": lambda side: side(folder, pairs, 2, options.device, PeakMeter),
+        }
+        for kind, make in kinds.items():
+            sides = {"GRPO": (grpo.Ours, grpo.Theirs), "SFT": (sft.Ours, sft.Theirs)}[kind]
+            found = {name: list(make(side)()) for name, side in zip(("ours", "trl"), sides, strict=True)}
+            row = {"step": kind, "model": f"{options.shape}, vocabulary {VOCABULARY}", "unit": "bytes",
+                   **compared(found)}  # fmt: skip
+            rows.append(row)
+            print(kind, {name: f"{value / 2**20:.0f} MiB" for name, value in row["median"].items()}, row["ratio"],
+                  flush=True)  # fmt: skip
+    save(options.out, rows)
+
+
+if __name__ == "__main__":
+    main()
