@@ -178,10 +178,10 @@ class Student(nn.Module):
             output = self.network(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids,
                 use_cache=False,
-            ).logits[0]  # fmt: skip
+            ).logits  # fmt: skip
         if not fused:
             log_probs, _, entropy, ranks = of_logits(
-                output.float() / temperature, batch.target_ids, with_entropy, with_ranks
+                output[0].float() / temperature, batch.target_ids, with_entropy, with_ranks
             )
             return TokenScores(log_probs, entropy, ranks)
         columns = list(output.unbind(-1))
@@ -347,7 +347,7 @@ def _project_only(head: nn.Module, batch: PackedBatch) -> Iterator[None]:
 def _scoring(
     head: nn.Linear, batch: PackedBatch, temperature: float, with_entropy: bool, with_ranks: bool
 ) -> Iterator[None]:
-    """Makes the vocabulary projection give scores of the targets in the place of logits: [R, L, h] -> [1, N, 1 to 3].
+    """Makes the vocabulary projection give scores of the targets in the place of logits: [R, L, h] -> [N, 1 to 3].
 
     Within its forward, so that whatever a strategy does around that (gathering shards, say) is done.
     """
@@ -356,7 +356,7 @@ def _scoring(
     def scores(hidden: Tensor) -> Tensor:
         chosen = hidden.flatten(0, 1)[batch.context_index]
         columns = token_scores(chosen, head.weight, head.bias, targets, temperature, with_entropy, with_ranks)
-        return torch.stack([column.float() for column in columns if column is not None], dim=-1)[None]
+        return torch.stack([column.float() for column in columns if column is not None], dim=-1)
 
     head.forward = scores  # type: ignore[assignment,method-assign]
     try:
