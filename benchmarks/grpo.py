@@ -1,21 +1,21 @@
 """Seconds of a GRPO step, ours and TRL's GRPOTrainer: the same model, prompts, rewards, sampling settings and loss.
 
     python -m benchmarks.grpo --out benchmarks/results/grpo.json
+    python -m benchmarks.grpo --device cuda --dtype bfloat16 --shapes '0.5B random' --prompts 16 --tokens 256 --half 0
 
-Both sample with transformers on the same device: 8 prompts, 8 completions each. `half` gives half of the groups the
+Both sample with transformers on the same device: 8 completions of each prompt. `half` gives half of the groups the
 same reward throughout, so that they carry no gradient.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
-import warnings
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -30,6 +30,7 @@ from benchmarks.common import (
     meter_trl,
     model_folder,
     plain_model,
+    quiet,
     save,
 )
 from slmreason.batching import PromptBatch
@@ -42,7 +43,7 @@ from slmreason.rollout.hf import HFEngine
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn, Verdict
 
-PROMPTS = GROUP = 8
+GROUP = 8
 LEARNING_RATE = 1e-6
 
 
@@ -53,14 +54,26 @@ def reward_of(question: str, text: str, half: bool) -> float:
     return float(zlib.crc32((question + text).encode()) % 2)
 
 
-def questions(half: bool) -> list[Problem]:
-    """Eight problems, four of which have rewards without variance if `half`."""
-    pool = make_problems("chain", "train", 64)
+def questions(count: int, half: bool) -> list[Problem]:
+    """Problems, half of which have rewards without variance if `half`."""
+    pool = make_problems("chain", "train", 16 * count)
     if not half:
-        return pool[:PROMPTS]
+        return pool[:count]
     odd = [zlib.crc32(problem.question.encode()) % 2 == 1 for problem in pool]
     silent, other = ([p for p, o in zip(pool, odd, strict=True) if o is which] for which in (True, False))
-    return silent[: PROMPTS // 2] + other[: PROMPTS // 2]
+    return silent[: count // 2] + other[: count // 2]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides share."""
+
+    tokens: int
+    half: bool
+    steps: int
+    prompts: int = 8
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class TextReward(RewardFn):
@@ -77,24 +90,23 @@ class TextReward(RewardFn):
 class Ours:
     """Our module in Lightning."""
 
-    def __init__(
-        self, folder: str, tokens: int, half: bool, steps: int, device: str, dtype: str, meter: type[Meter]
-    ) -> None:
-        self.student = Student(folder, instruction="", dtype=dtype)  # type: ignore[arg-type]
-        self.tokens, self.half, self.steps, self.device, self.meter = tokens, half, steps, device, meter
-        self.problems = questions(half)
+    def __init__(self, folder: str, setting: Setting, meter: type[Meter]) -> None:
+        self.student = Student(folder, instruction="", dtype=setting.dtype)
+        self.setting, self.meter = setting, meter
+        self.problems = questions(setting.prompts, setting.half)
 
     def __call__(self) -> Sequence[float]:
         module = GRPOModule(
-            self.student, HFEngine(), TextReward(self.half), group_size=GROUP, prompts_per_step=PROMPTS,
-            max_completion_tokens=self.tokens, loss="grpo", kl=0.0, learning_rate=LEARNING_RATE,
+            self.student, HFEngine(), TextReward(self.setting.half), group_size=GROUP,
+            prompts_per_step=self.setting.prompts, max_completion_tokens=self.setting.tokens, loss="grpo", kl=0.0,
+            learning_rate=LEARNING_RATE,
         )  # fmt: skip
         module.token_budget = 32_768
         module.gradient_clip_val = 1.0
         meter = self.meter()
-        batches = [PromptBatch(tuple(self.problems))] * self.steps
+        batches = [PromptBatch(tuple(self.problems))] * self.setting.steps
         trainer = L.Trainer(
-            max_epochs=1, accelerator=self.device, devices=1, logger=False, enable_checkpointing=False,
+            max_epochs=1, accelerator=self.setting.device, devices=1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
             callbacks=[RecordRollouts(Ledger(None), Place(1, "grpo")), MeterSteps(meter)],
         )  # fmt: skip
@@ -105,13 +117,11 @@ class Ours:
 class Theirs:
     """TRL's trainer, its memory savers off where they cost time."""
 
-    def __init__(
-        self, folder: str, tokens: int, half: bool, steps: int, device: str, dtype: str, meter: type[Meter]
-    ) -> None:
+    def __init__(self, folder: str, setting: Setting, meter: type[Meter]) -> None:
         self.model, self.tokenizer = plain_model(folder)
-        self.model.to(getattr(torch, dtype))
-        self.tokens, self.half, self.steps, self.device, self.meter = tokens, half, steps, device, meter
-        self.problems = questions(half)
+        self.model.to(getattr(torch, setting.dtype))
+        self.setting, self.meter = setting, meter
+        self.problems = questions(setting.prompts, setting.half)
 
     def __call__(self) -> Sequence[float]:
         from datasets import Dataset
@@ -121,17 +131,18 @@ class Theirs:
 
         def reward(prompts: Any, completions: Any, **_: Any) -> list[float]:
             return [
-                reward_of(prompt[-1]["content"], completion[-1]["content"].strip(), self.half)
+                reward_of(prompt[-1]["content"], completion[-1]["content"].strip(), self.setting.half)
                 for prompt, completion in zip(prompts, completions, strict=True)
             ]
 
         rows = [{"prompt": [{"role": "user", "content": problem.question}]} for problem in self.problems]
         with tempfile.TemporaryDirectory() as folder:
             config = GRPOConfig(
-                output_dir=folder, per_device_train_batch_size=PROMPTS * GROUP, num_generations=GROUP,
-                max_completion_length=self.tokens, loss_type="grpo", beta=0.0, temperature=1.0, top_k=0,
-                learning_rate=LEARNING_RATE, lr_scheduler_type="constant", max_steps=self.steps, save_strategy="no",
-                gradient_checkpointing=False, use_cpu=self.device == "cpu", report_to="none", disable_tqdm=True,
+                output_dir=folder, per_device_train_batch_size=self.setting.prompts * GROUP, num_generations=GROUP,
+                max_completion_length=self.setting.tokens, loss_type="grpo", beta=0.0, temperature=1.0, top_k=0,
+                learning_rate=LEARNING_RATE, lr_scheduler_type="constant", save_strategy="no",
+                max_steps=self.setting.steps,
+                gradient_checkpointing=False, use_cpu=self.setting.device == "cpu", report_to="none", disable_tqdm=True,
                 bf16=False, logging_steps=1, log_completions=False, dataloader_pin_memory=False,
             )  # fmt: skip
             trainer = GRPOTrainer(
@@ -144,19 +155,18 @@ class Theirs:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--shapes", nargs="+", default=["0.8M", "10M"])
+    parser.add_argument("--shapes", nargs="+", default=["0.8M", "10M", "10M random"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[64, 256])
     parser.add_argument("--half", nargs="+", type=int, default=[0, 1], help="1: half of the groups without variance")
+    parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="steps in a turn; the first is not counted")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--sides", nargs="+", default=["ours", "trl"])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "transformers", "trl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     rows = []
     makers: dict[str, Callable[..., Callable[[], Sequence[float]]]] = {"ours": Ours, "trl": Theirs}
     with tempfile.TemporaryDirectory() as scratch:
@@ -164,8 +174,8 @@ def main() -> None:
             folder = model_folder(shape, Path(scratch))
             for tokens in options.tokens:
                 for half in options.half:
-                    settings = (folder, tokens, bool(half), options.steps, options.device, options.dtype, Stopwatch)
-                    sides = {name: makers[name](*settings) for name in options.sides}
+                    setting = Setting(tokens, bool(half), options.steps, options.prompts, options.device, options.dtype)
+                    sides = {name: makers[name](folder, setting, Stopwatch) for name in options.sides}
                     found = alternate(sides, options.rounds)
                     row = {"model": shape, "completion tokens": tokens, "half silent": bool(half), **compared(found)}
                     rows.append(row)

@@ -10,15 +10,13 @@ weights and the optimizer's state, as PyTorch counts tensors: activations, logit
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import grpo, sft
-from benchmarks.common import VOCABULARY, PeakMeter, compared, random_model, save
+from benchmarks.common import VOCABULARY, PeakMeter, compared, quiet, random_model, save
 
 
 def main() -> None:
@@ -29,15 +27,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "transformers", "trl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = random_model(Path(scratch) / "model", options.shape, VOCABULARY)
         pairs = sft.conversations(options.data, 400)
         kinds: dict[str, Callable[[Any], Callable[[], Sequence[float]]]] = {
-            "GRPO": lambda side: side(folder, options.tokens, False, 2, options.device, "float32", PeakMeter),
+            "GRPO": lambda side: side(folder, grpo.Setting(options.tokens, False, 2, device=options.device), PeakMeter),
             "SFT": lambda side: side(folder, pairs, 2, options.device, PeakMeter),
         }
         for kind, make in kinds.items():

@@ -9,9 +9,7 @@ often it is padded, and whether it is a prompt's or a target's; both sides train
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from benchmarks.common import (
     meter_trl,
     model_folder,
     plain_model,
+    quiet,
     save,
 )
 from slmreason.batching import plan_batches
@@ -137,9 +136,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "transformers", "trl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     rows = []
     pairs = conversations(options.data, 400 * options.steps)
     makers: dict[str, Callable[..., Callable[[], Sequence[float]]]] = {"ours": Ours, "trl": Theirs}

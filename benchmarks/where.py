@@ -9,10 +9,8 @@ rate that one large matrix product reaches here; attention, norms, sampling, Pyt
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Stopwatch, model_folder, save
-from benchmarks.grpo import Ours
+from benchmarks.common import Stopwatch, model_folder, quiet, save
+from benchmarks.grpo import Ours, Setting
 from slmreason.batching import PackedBatch
 from slmreason.modules.grpo import GRPOModule
 from slmreason.rollout import hf, steps
@@ -85,11 +83,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet()
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(options.shape, Path(scratch))
-        ours = Ours(folder, options.tokens, False, options.steps, "cpu", "float32", Stopwatch)
+        ours = Ours(folder, Setting(options.tokens, False, options.steps), Stopwatch)
         ours()
         counts: Counter[str] = Counter()
         score, step = Student.score, steps.LeanSteps.step
