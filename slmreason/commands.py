@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ def run(command: str, args: Sequence[str], description: str) -> int:
 
     Returns:
         0; 2 with one clear message when the arguments, the config or the data they name are wrong; 1 with one when the
-        disk is full.
+        disk is full; 130 after Ctrl-C.
     """
     _quiet()
     if command == "export":
@@ -92,10 +93,15 @@ def run(command: str, args: Sequence[str], description: str) -> int:
         job()
     except ConfigError as error:
         return fail(error)
-    except SystemExit as stop:
-        if stop.code == preemption.EXIT_STATUS:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code == preemption.EXIT_STATUS:
             log.warning("stopped by SIGTERM; what has been done is kept, go on with --resume auto")
-        raise
+            raise
+        # Within a fit Lightning catches the key and leaves with a status of its own.
+        if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        log.warning("stopped from the keyboard; what has been done is kept, go on with --resume auto")
+        return 128 + signal.SIGINT
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

@@ -98,6 +98,22 @@ def test_sigterm_in_a_fit_saves_and_leaves_with_143(
     assert f"going on in round 1 sft, epoch 0: {newest.name}" in " ".join(done.stdout.split())
 
 
+def test_control_c_in_a_fit_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ["fit", *SMALL, *ONE, OFTEN, "--trainer.callbacks+=tests.plugins.Dies", f"--run_dir={tmp_path / 'run'}",
+            "--curriculum.stages=[sft]"]  # fmt: skip
+    monkeypatch.setenv("DIES_BY", "SIGINT")
+    monkeypatch.setenv("DIES_IN", "sft")
+    monkeypatch.setenv("DIES_AT", "2")
+    done = command(*args)
+    assert done.returncode == 130, done.stdout[-3000:]
+    assert "stopped from the keyboard" in done.stdout
+    assert "Traceback" not in done.stdout
+    monkeypatch.delenv("DIES_IN")
+    done = command(*args, "--resume=auto")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "going on in round 1 sft" in done.stdout
+
+
 def test_sigterm_while_measuring_leaves_at_once_and_a_second_process_is_refused(
     tmp_path: Path, undisturbed: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
