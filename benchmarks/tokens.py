@@ -1,0 +1,199 @@
+"""Tokens, generated and trained, until the student reaches an accuracy: ours against TRL's SFT then GRPO on all data.
+
+    python -m benchmarks.tokens --seeds 1 2 3 --out benchmarks/results/tokens.json
+
+Both start from the embedded student with the same pool, teacher, learning rates, group size and batch sizes: those of
+the quickstart. Theirs is SFT on the teacher's raw traces of all problems, three epochs, then GRPO on all problems until
+its tokens are three times those that ours took in all. A token that is sampled counts once, and once again each time it
+is trained on; prompts count where they are computed for training. Measuring the benchmark is counted on neither side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import plain_model, quiet, save
+from slmreason.batching import PackedBatch
+from slmreason.cli import main as slmreason
+from slmreason.embedded.families import make_problems
+from slmreason.evaluate.benchmarks import EvaluationSettings, evaluate, load_benchmarks
+from slmreason.rollout.hf import HFEngine
+from slmreason.student import Student
+from slmreason.teacher.procedural import ProceduralTeacher
+from slmreason.verify.rewards import AnswerReward
+
+POOL = 600
+BENCHMARK = "embedded:chain/test?count={}"
+
+
+@dataclass
+class Curve:
+    """What a side had spent, and where it stood, at each measurement."""
+
+    generated: int = 0
+    trained: int = 0
+    points: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return self.generated + self.trained
+
+    def note(self, accuracy: float) -> None:
+        self.points.append((self.tokens, accuracy))
+
+    def tokens_to(self, accuracy: float) -> int | None:
+        """Tokens at the first measurement that reaches it; None if none does."""
+        return next((tokens for tokens, reached in self.points if reached >= accuracy), None)
+
+
+def ours(model: str, seed: int, problems: int, folder: Path) -> Curve:
+    """The quickstart, with its own benchmarks replaced by one."""
+    curve, measuring = Curve(), False
+    curriculum: Any = importlib.import_module("slmreason.curriculum")
+    generate, score = HFEngine.generate, Student.score
+
+    def counted_generate(self: HFEngine, *args: Any, **options: Any) -> Any:
+        groups = generate(self, *args, **options)
+        if not measuring:
+            curve.generated += sum(len(c.token_ids) for group in groups for c in group)
+        return groups
+
+    def counted_score(self: Student, batch: PackedBatch, *args: Any, **options: Any) -> Any:
+        if torch.is_grad_enabled():
+            curve.trained += batch.input_ids.numel()
+        return score(self, batch, *args, **options)
+
+    def noted_evaluate(*args: Any, **options: Any) -> Any:
+        nonlocal measuring
+        measuring = True
+        scores = evaluate(*args, **options)
+        measuring = False
+        curve.note(scores[0].value)
+        return scores
+
+    HFEngine.generate, Student.score = counted_generate, counted_score  # type: ignore[method-assign]
+    curriculum.evaluate = noted_evaluate
+    try:
+        status = slmreason([
+            "fit", "--config=quickstart", f"--student.model={model}", f"--seed_everything={seed}",
+            f"--data.train=embedded:chain/train?count={POOL}", f"--benchmarks=[{BENCHMARK.format(problems)}]",
+            f"--run_dir={folder / 'run'}", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+        ])  # fmt: skip
+    finally:
+        HFEngine.generate, Student.score = generate, score  # type: ignore[method-assign]
+        curriculum.evaluate = evaluate
+    assert status == 0
+    return curve
+
+
+def theirs(model: str, seed: int, problems: int, folder: Path, budget: int) -> Curve:
+    """TRL's two trainers one after the other, until the budget of tokens is spent."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+    curve, pool = Curve(), make_problems("chain", "train", POOL)
+    student = Student(model, instruction="")
+    path = str(student.base_model.config._name_or_path)
+    network, tokenizer = plain_model(path)
+    student.network = network
+    settings = EvaluationSettings(1, 0.0, 1.0, (1,), 80)
+    benchmarks = load_benchmarks([BENCHMARK.format(problems)], settings, student)
+
+    def measure() -> None:
+        was_training = network.training
+        curve.note(evaluate(student, HFEngine(), AnswerReward(), benchmarks, settings)[0].value)
+        network.train(was_training)
+
+    class Measures(TrainerCallback):
+        def __init__(self, every: int) -> None:
+            self.every = every
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+            if state.global_step % self.every == 0:
+                measure()
+            control.should_training_stop = curve.tokens >= budget
+            return control
+
+    def counting(collator: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def count(features: Any) -> Any:
+            batch = collator(features)
+            computed = batch.get("attention_mask")
+            curve.trained += batch["input_ids"].numel() if computed is None else int(computed.sum())
+            return batch
+
+        return count
+
+    measure()
+    quiet_options: dict[str, Any] = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True,
+                                     "bf16": False, "gradient_checkpointing": False, "seed": seed,
+                                     "logging_steps": 10_000, "dataloader_pin_memory": False}  # fmt: skip
+    traces = ProceduralTeacher().solve(pool)
+    rows = [
+        {"prompt": [{"role": "user", "content": p.question}], "completion": [{"role": "assistant", "content": t}]}
+        for p, t in zip(pool, traces, strict=True) if t
+    ]  # fmt: skip
+    supervised = SFTTrainer(
+        model=network, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
+        args=SFTConfig(output_dir=str(folder / "sft"), per_device_train_batch_size=32, num_train_epochs=3,
+                       learning_rate=3e-4, lr_scheduler_type="linear", warmup_steps=20, max_length=None,
+                       completion_only_loss=True, **quiet_options),
+        callbacks=[Measures(-(-len(rows) // 32))],
+    )  # fmt: skip
+    supervised.data_collator = counting(supervised.data_collator)
+    supervised.train()
+
+    reward, by_question = AnswerReward(), {problem.question: problem for problem in pool}
+
+    def verify(prompts: Any, completions: Any, completion_ids: Any, **_: Any) -> list[float]:
+        curve.generated += sum(map(len, completion_ids))
+        lengths = [len(tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"]) for p in prompts]
+        curve.trained += sum(map(len, completion_ids)) + sum(lengths)
+        pairs = [(by_question[p[-1]["content"]], c[-1]["content"]) for p, c in zip(prompts, completions, strict=True)]
+        return [verdict.reward for verdict in reward.grade(pairs)]
+
+    prompts = [{"prompt": [{"role": "user", "content": problem.question}]} for problem in pool]
+    GRPOTrainer(
+        model=network, processing_class=tokenizer, reward_funcs=verify, train_dataset=Dataset.from_list(prompts),
+        args=GRPOConfig(output_dir=str(folder / "grpo"), per_device_train_batch_size=128, num_generations=8,
+                        max_completion_length=80, loss_type="grpo", beta=0.0, temperature=1.0, top_k=0,
+                        learning_rate=2e-5, lr_scheduler_type="constant", warmup_steps=5, max_steps=100_000,
+                        max_grad_norm=1.0, **quiet_options),
+        callbacks=[Measures(10)],
+    ).train()  # fmt: skip
+    return curve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="embedded:qwen2")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--problems", type=int, default=1000, help="problems of the benchmark")
+    parser.add_argument("--gain", type=float, default=0.05, help="the accuracy to reach, above the base")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    quiet()
+    rows = []
+    for seed in options.seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            mine = ours(options.model, seed, options.problems, Path(scratch))
+            other = theirs(options.model, seed, options.problems, Path(scratch), 3 * mine.tokens)
+        target = mine.points[0][1] + options.gain
+        row = {"seed": seed, "target": target}
+        for name, curve in (("ours", mine), ("trl", other)):
+            row[name] = {"tokens to target": curve.tokens_to(target), "tokens": curve.tokens, "points": curve.points}
+        print(seed, target, {name: row[name]["tokens to target"] for name in ("ours", "trl")}, flush=True)  # type: ignore[index]
+        rows.append(row)
+    save(options.out, rows)
+
+
+if __name__ == "__main__":
+    main()
