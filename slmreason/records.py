@@ -91,7 +91,7 @@ def check_text(text: str, what: str) -> None:
         raise ValueError(f"{what} holds half a character (a lone surrogate) at position {error.start + 1}") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a million
 class Problem:
     """A question with a checkable answer."""
 
@@ -153,7 +153,7 @@ class RolloutGroup:
         return len({rollout.reward for rollout in self.rollouts}) > 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a million
 class Difficulty:
     """What the newest rollouts of one problem showed: `successes` out of `attempts`."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ class LedgerRow:
     solution: str | None = None
 
 
+_LEDGER_KEYS = {field.name for field in fields(LedgerRow)}
+
+
 class Ledger:
     """Difficulty evidence and harvested groups, in memory and on disk."""
 
@@ -68,7 +71,8 @@ class Ledger:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             for where, row in placed_lines(self._folder / "ledger.jsonl"):
-                record_of(LedgerRow, row, where)
+                if not _is_whole(row):
+                    record_of(LedgerRow, row, where)  # which says what is wrong, if anything is
                 self._note(row)
             for where, row in placed_lines(self._folder / "harvest.jsonl"):
                 entry = record_of(HarvestRow, row, where)
@@ -140,6 +144,17 @@ class Ledger:
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         if self._folder is not None and rows:
             append_records(self._folder / name, rows)
+
+
+def _is_whole(row: Any) -> bool:
+    """Whether a row is as we write it; a check of each field by its declared type would take most of a resume."""
+    return (
+        isinstance(row, dict)
+        and row.keys() == _LEDGER_KEYS
+        and type(row["problem_id"]) is str
+        and type(row["attempts"]) is type(row["successes"]) is type(row["policy_version"]) is int
+        and (row["solution"] is None or type(row["solution"]) is str)
+    )
 
 
 def given_harvest(path: Path) -> list[RolloutGroup]:
