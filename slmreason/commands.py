@@ -89,18 +89,19 @@ def run(command: str, args: Sequence[str], description: str) -> int:
     except (ConfigError, ValueError, FileNotFoundError, MisconfigurationException) as error:
         return fail(error)
     preemption.listen()
+    go_on = "go on with --resume auto" if command == "fit" else "run the same command again"
     try:
         job()
     except ConfigError as error:
         return fail(error)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code == preemption.EXIT_STATUS:
-            log.warning("stopped by SIGTERM; what has been done is kept, go on with --resume auto")
+            log.warning("stopped by SIGTERM; what has been done is kept, %s", go_on)
             raise
         # Within a fit Lightning catches the key and leaves with a status of its own.
         if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        log.warning("stopped from the keyboard; what has been done is kept, go on with --resume auto")
+        log.warning("stopped from the keyboard; what has been done is kept, %s", go_on)
         return 128 + signal.SIGINT
     except OSError as error:
         if error.errno not in NO_ROOM:
@@ -108,7 +109,7 @@ def run(command: str, args: Sequence[str], description: str) -> int:
         where = f" ({error.filename})" if error.filename else ""
         return fail(
             f"{error.strerror or error}{where}: what was written before is whole, the newest checkpoint too; make room "
-            f"and go on with --resume auto",
+            f"and {go_on}",
             status=1,
         )
     return 0
