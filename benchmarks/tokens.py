@@ -4,24 +4,22 @@
 
 Both start from the embedded student with the same pool, teacher, learning rates, group size and batch sizes: those of
 the quickstart. Theirs is SFT on the teacher's raw traces of all problems, three epochs, then GRPO on all problems until
-its tokens are three times those that ours took in all. A token that is sampled counts once, and once again each time it
-is trained on; prompts count where they are computed for training. Measuring the benchmark is counted on neither side.
+its tokens are three times those that ours took in all. A token that is sampled, or written by the teacher, counts once,
+and once again each time it is trained on; prompts count where they are computed for training. Measuring the benchmark
+is counted on neither side.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.common import plain_model, quiet, save
-from slmreason.batching import PackedBatch
 from slmreason.cli import main as slmreason
 from slmreason.embedded.families import make_problems
 from slmreason.evaluate.benchmarks import EvaluationSettings, evaluate, load_benchmarks
@@ -38,13 +36,8 @@ BENCHMARK = "embedded:chain/test?count={}"
 class Curve:
     """What a side had spent, and where it stood, at each measurement."""
 
-    generated: int = 0
-    trained: int = 0
+    tokens: int = 0
     points: list[tuple[int, float]] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        return self.generated + self.trained
 
     def note(self, accuracy: float) -> None:
         self.points.append((self.tokens, accuracy))
@@ -55,42 +48,18 @@ class Curve:
 
 
 def ours(model: str, seed: int, problems: int, folder: Path) -> Curve:
-    """The quickstart, with its own benchmarks replaced by one."""
-    curve, measuring = Curve(), False
-    curriculum: Any = importlib.import_module("slmreason.curriculum")
-    generate, score = HFEngine.generate, Student.score
-
-    def counted_generate(self: HFEngine, *args: Any, **options: Any) -> Any:
-        groups = generate(self, *args, **options)
-        if not measuring:
-            curve.generated += sum(len(c.token_ids) for group in groups for c in group)
-        return groups
-
-    def counted_score(self: Student, batch: PackedBatch, *args: Any, **options: Any) -> Any:
-        if torch.is_grad_enabled():
-            curve.trained += batch.input_ids.numel()
-        return score(self, batch, *args, **options)
-
-    def noted_evaluate(*args: Any, **options: Any) -> Any:
-        nonlocal measuring
-        measuring = True
-        scores = evaluate(*args, **options)
-        measuring = False
-        curve.note(scores[0].value)
-        return scores
-
-    HFEngine.generate, Student.score = counted_generate, counted_score  # type: ignore[method-assign]
-    curriculum.evaluate = noted_evaluate
-    try:
-        status = slmreason([
-            "fit", "--config=quickstart", f"--student.model={model}", f"--seed_everything={seed}",
-            f"--data.train=embedded:chain/train?count={POOL}", f"--benchmarks=[{BENCHMARK.format(problems)}]",
-            f"--run_dir={folder / 'run'}", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
-        ])  # fmt: skip
-    finally:
-        HFEngine.generate, Student.score = generate, score  # type: ignore[method-assign]
-        curriculum.evaluate = evaluate
+    """The quickstart, with its own benchmarks replaced by one; what it cost by each stage stands in its summary."""
+    status = slmreason([
+        "fit", "--config=quickstart", f"--student.model={model}", f"--seed_everything={seed}",
+        f"--data.train=embedded:chain/train?count={POOL}", f"--benchmarks=[{BENCHMARK.format(problems)}]",
+        f"--run_dir={folder / 'run'}", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    ])  # fmt: skip
     assert status == 0
+    curve = Curve()
+    for stage in json.loads((folder / "run" / "summary.json").read_text()):
+        curve.tokens = sum(stage["tokens"].values())
+        if stage["scores"]:
+            curve.note(stage["scores"][0]["value"])
     return curve
 
 
@@ -127,7 +96,7 @@ def theirs(model: str, seed: int, problems: int, folder: Path, budget: int) -> C
         def count(features: Any) -> Any:
             batch = collator(features)
             computed = batch.get("attention_mask")
-            curve.trained += batch["input_ids"].numel() if computed is None else int(computed.sum())
+            curve.tokens += batch["input_ids"].numel() if computed is None else int(computed.sum())
             return batch
 
         return count
@@ -137,6 +106,7 @@ def theirs(model: str, seed: int, problems: int, folder: Path, budget: int) -> C
                                      "bf16": False, "gradient_checkpointing": False, "seed": seed,
                                      "logging_steps": 10_000, "dataloader_pin_memory": False}  # fmt: skip
     traces = ProceduralTeacher().solve(pool)
+    curve.tokens += sum(len(student.encode_target(trace)) for trace in traces if trace)
     rows = [
         {"prompt": [{"role": "user", "content": p.question}], "completion": [{"role": "assistant", "content": t}]}
         for p, t in zip(pool, traces, strict=True) if t
@@ -154,9 +124,9 @@ def theirs(model: str, seed: int, problems: int, folder: Path, budget: int) -> C
     reward, by_question = AnswerReward(), {problem.question: problem for problem in pool}
 
     def verify(prompts: Any, completions: Any, completion_ids: Any, **_: Any) -> list[float]:
-        curve.generated += sum(map(len, completion_ids))
+        curve.tokens += sum(map(len, completion_ids))
         lengths = [len(tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"]) for p in prompts]
-        curve.trained += sum(map(len, completion_ids)) + sum(lengths)
+        curve.tokens += sum(map(len, completion_ids)) + sum(lengths)
         pairs = [(by_question[p[-1]["content"]], c[-1]["content"]) for p, c in zip(prompts, completions, strict=True)]
         return [verdict.reward for verdict in reward.grade(pairs)]
 

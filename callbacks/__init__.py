@@ -1,5 +1,6 @@
 """Callbacks of slmreason. Import them as `slmreason.callbacks`; each does the one thing its name says."""
 
+from slmreason.callbacks.budget import TokenBudget
 from slmreason.callbacks.checkpoints import KeepCheckpoints, SeedSteps
 from slmreason.callbacks.harvest import HarvestAllZeroGroups
 from slmreason.callbacks.health import TrainingHealth
@@ -16,5 +17,6 @@ __all__ = [
     "SampleCompletions",
     "SeedSteps",
     "StageProgressBar",
+    "TokenBudget",
     "TrainingHealth",
 ]

@@ -14,15 +14,13 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from slmreason.records import Example, Problem
-
-MAX_BUNDLE = 64
-"""Most targets that share a prompt: attention within a bundle is quadratic."""
 
 
 @dataclass  # not frozen: Lightning's precision plugins rebuild a batch field by field
@@ -45,6 +43,8 @@ class PackedBatch:
     """Target tokens of the whole optimizer step (all micro-batches, all ranks) that this micro-batch belongs to."""
     window: int = 1
     """Micro-batches a rank accumulates in that step."""
+    num_tokens: int = 0
+    """Tokens of all sequences, shared prompts once, padding not."""
     blocks: Tensor | None = None
     """[R, L, 2], int64: the number of each token's bundle in its row, and of its target in that bundle (0 in the
     prompt). None where no bundle has several targets: then position ids tell sequences apart."""
@@ -107,28 +107,31 @@ def pack_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def bundle(examples: Sequence[Example], hidden_size: int) -> list[list[int]]:
-    """Which examples share their prompt with the one before, cut into bundles of the size that costs least.
+    """Which examples share their prompt with the one before, each such run cut into as many bundles as cost least.
 
-    A layer does about 12 h^2 multiplications a token and 2 h for each pair of a query and a key. In a bundle of k
-    targets of length c after a prompt of length p, (p + kc) tokens and (p + kc)^2 pairs serve k targets; the cost of
-    one is least at k = sqrt(p^2 + 6hp) / c. Masked pairs are computed, so long targets are better off alone.
+    A layer does about 12 h^2 multiplications a token and 2 h for each pair of a query and a key, the masked ones and
+    those of the padding among them: short targets share a prompt, long ones are better off alone.
 
     Returns:
         The indices of the examples in each bundle, in order; every index stands once.
     """
-    bundles: list[list[int]] = []
-    room = 0
-    for index, example in enumerate(examples):
-        prompt = len(example.prompt_ids)
-        if room < 1 or example.prompt_ids != examples[index - 1].prompt_ids:
-            bundles.append([])
-            same = [e for e in examples[index : index + MAX_BUNDLE] if e.prompt_ids == example.prompt_ids]
-            mean = sum(len(e.target_ids) for e in same) / len(same)
-            best = max(1, round(math.sqrt(prompt * prompt + 6 * hidden_size * prompt) / mean))
-            room = math.ceil(len(same) / math.ceil(len(same) / best))  # rather 4 and 4 than 6 and 2
-        bundles[-1].append(index)
-        room -= 1
-    return bundles
+    runs = [list(run) for _, run in groupby(range(len(examples)), key=lambda index: examples[index].prompt_ids)]
+    most = max(map(len, runs), default=1)
+
+    def cost(bundles: list[list[int]]) -> int:
+        lengths = [bundle_length(examples, members) for members in bundles]
+        longest = max(lengths)
+        return len(pack_rows(lengths, longest)) * longest * (6 * hidden_size + longest)
+
+    pieces = [1 << power for power in range(most.bit_length())]
+    ways = [[part for run in runs for part in _cut(run, number)] for number in dict.fromkeys([*pieces, most])]
+    return min(ways, key=cost) if examples else []
+
+
+def _cut(run: list[int], pieces: int) -> list[list[int]]:
+    """A list in pieces of the same size, but for the last."""
+    size = math.ceil(len(run) / pieces)
+    return [run[start : start + size] for start in range(0, len(run), size)]
 
 
 def bundle_length(examples: Sequence[Example], members: Sequence[int]) -> int:
@@ -198,6 +201,7 @@ def collate(
         target_lengths,
         global_target_tokens or int(target_lengths.sum()),
         window,
+        sum(lengths),
         blocks if any(len(members) > 1 for members in bundles) else None,
     )
 

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from slmreason.callbacks import (
     Reprobe,
     SeedSteps,
     StageProgressBar,
+    TokenBudget,
     TrainingHealth,
 )
 from slmreason.data.datamodule import ReasoningDataModule, Restratified, StageSet
@@ -77,9 +78,10 @@ class ProbeSettings:
 
     attempts: int = 8
     """Rollouts of each problem (METHOD's k)."""
-    refresh: Literal["stale", "missing"] = "stale"
+    refresh: Literal["stale", "missing", "never"] = "stale"
     """What is measured before a stage. `stale`: before GRPO what is not evidence of the student as it stands, before
-    SFT only what is older than the last GRPO fit, whose rollouts count for free. `missing`: problems never sampled."""
+    SFT only what is older than the last GRPO fit, whose rollouts count for free. `missing`: problems never sampled.
+    `never`: nothing; then `data.routing` must be `all`, or there must be `data.evidence`."""
     epoch_share: float = 1.0
     """Share of the pool that is measured again at the end of each SFT epoch; 0 for none."""
 
@@ -115,7 +117,10 @@ class CurriculumSettings:
     rounds: int = 2
     """Rounds of the stages."""
     stages: list[StageName] = field(default_factory=lambda: ["sft", "grpo", "cft"])
-    """The stages of a round, in order."""
+    """The stages of a round, in order; none measures the base alone."""
+    max_tokens: int | None = None
+    """The run ends with the optimizer step at which its tokens, sampled, trained on and written by the teacher, reach
+    this, whatever rounds and epochs are left. Benchmarks are not counted."""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     """How rho is measured."""
     mix_critiques: bool = False
@@ -127,8 +132,8 @@ class CurriculumSettings:
     """How often the run is saved."""
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or not self.stages:
-            raise ValueError("curriculum: rounds must be at least 1 and stages must not be empty")
+        if self.rounds < 1 or (self.max_tokens is not None and self.max_tokens < 1):
+            raise ValueError("curriculum: rounds and max_tokens must be at least 1")
 
 
 class Curriculum:
@@ -196,23 +201,26 @@ class Curriculum:
             self._report(Place(0, "base"), "done", 0.0, 0, evaluate_now=True)
         elif self._evaluate_due:
             self._score()
-        last = (self.settings.rounds, self.settings.stages[-1])
-        done = {(report.place.round, report.place.stage) for report in self.reports}
-        for round_number in range(1, self.settings.rounds + 1):
-            for name in self.settings.stages:
-                if (round_number, name) in done:
-                    continue
-                place = Place(round_number, name)
-                started = time.monotonic() - (self._going_on[1].stage_seconds if self._going_on else 0.0)
-                # No stage depends on how many random numbers the ones before it drew.
-                L.seed_everything(stable_seed(self.seed, place.round, place.stage) % 2**32, verbose=False)
-                outcome, rows = self._stage(place, started)
-                ends_round = name == self.settings.stages[-1]
-                wanted = {"stage": True, "round": ends_round, "ends": (round_number, name) == last}
-                evaluated = wanted[self.settings.evaluate] and (outcome == "done" or (round_number, name) == last)
-                self._report(place, outcome, time.monotonic() - started, rows, evaluated)
+        places = [Place(number + 1, name) for number in range(self.settings.rounds) for name in self.settings.stages]
+        for place in places[len(self.reports) - 1 :]:
+            if self._is_spent and self._going_on is None:
+                break
+            started = time.monotonic() - (self._going_on[1].stage_seconds if self._going_on else 0.0)
+            # No stage depends on how many random numbers the ones before it drew.
+            L.seed_everything(stable_seed(self.seed, place.round, place.stage) % 2**32, verbose=False)
+            outcome, rows = self._stage(place, started)
+            is_last = place == places[-1] or self._is_spent
+            ends_round = place.stage == self.settings.stages[-1]
+            wanted = {"stage": True, "round": ends_round or is_last, "ends": is_last}
+            evaluated = wanted[self.settings.evaluate] and (outcome == "done" or is_last)
+            self._report(place, outcome, time.monotonic() - started, rows, evaluated)
         self._finish()
         return self.reports
+
+    @property
+    def _is_spent(self) -> bool:
+        limit = self.settings.max_tokens
+        return limit is not None and self.student.tokens.total >= limit
 
     def prepare(self) -> None:
         """Reads where the run stands.
@@ -223,7 +231,7 @@ class Curriculum:
         self.grpo.token_budget = self.data.token_budget
         self._accumulate = self.trainer_config().get("accumulate_grad_batches") or 1
         self._restore(*load_run(self.run_dir, self.student))
-        self._journal = Journal(self.run_dir, self._drain)
+        self._journal = Journal(self.run_dir, self._drain, self.student.tokens)
         self.data.ledger = Ledger(self.run_dir)
         if not len(self.data.ledger):
             self.data.ledger.take(self.data.evidence_rows, Place(0, "stratify"))
@@ -260,6 +268,7 @@ class Curriculum:
             critiques=self.critiques,
             bands=self.data.band_of,
             evaluate=self._evaluate_due,
+            tokens=replace(self.student.tokens),
         )
 
     def _drain(self) -> list[Reject]:
@@ -285,6 +294,8 @@ class Curriculum:
         rows = self.data.enter(stage_set, lambda *drawn: self._write_set(stage_set, *drawn), self._drawn(stage_dir))
         if self._going_on is not None:
             rows = self._going_on[1].stage_rows
+        if self._is_spent and self._going_on is None:
+            rows, reason = 0, "curriculum.max_tokens was spent on measuring and on traces"
         if rows:
             self._fit(place, stage_dir, started, rows)
         self._write_rejects(place)
@@ -312,6 +323,10 @@ class Curriculum:
                 every_minutes=often.every_minutes,
             ),
         ]
+        if self.settings.max_tokens is not None:
+            budget = TokenBudget(self.student.tokens, self.settings.max_tokens)
+            module.share_spent = budget.share_spent
+            callbacks.append(budget)
         if place.stage == "grpo":
             ledger = self.data.ledger
             callbacks += [RecordRollouts(ledger, place), HarvestAllZeroGroups(ledger, place)]
@@ -342,6 +357,7 @@ class Curriculum:
             student=self.student,
             teach=lambda problems: self._bridge(place, problems, self.bridge_settings.raw()),
             bridge=lambda problems: self._bridge(place, problems, self.bridge_settings),
+            route=self.data.routed,
             bridged_bands=self.bridge_settings.bands,
             critiques=mixed,
             critique_kinds=self.critique_settings.kinds,
@@ -414,6 +430,8 @@ class Curriculum:
     def _probe(self, place: Place) -> None:
         """Measures rho where the evidence is stale or missing."""
         ledger, oldest = self.data.ledger, self.student.policy_version
+        if self.settings.probe.refresh == "never":
+            return
         if self.settings.probe.refresh == "missing":
             oldest = 0
         elif place.stage == "sft" and self._last_grpo_began is not None:
@@ -427,6 +445,8 @@ class Curriculum:
 
     def _reprobe(self, place: Place, epoch: int) -> None:
         """Measures again what the epoch that ends may have changed: a share of the pool, or the Critique Set."""
+        if self._is_spent:
+            return
         if place.stage == "cft":
             ids = {record.problem.id for record in self.critiques}
             problems = [problem for problem in self.data.problems if problem.id in ids]
@@ -447,6 +467,7 @@ class Curriculum:
 
             def measure(chunk: list[Problem]) -> list[dict[str, Any]]:
                 groups = collect(self.student, self.engine, self.reward, chunk, attempts, sampling, advance)
+                self.student.tokens.sampled += sum(group.num_tokens for group in groups)
                 return [evidence_of(group) for group in groups]
 
             rows = self._journal.chunks(key, problems, measure, dict, self.settings.checkpoint.chunk)
@@ -456,7 +477,7 @@ class Curriculum:
 
     def _report(self, place: Place, outcome: str, seconds: float, rows: int, evaluate_now: bool) -> None:
         """Ends a stage: what it did is kept first, then the benchmarks are run."""
-        self.reports.append(StageReport(place, outcome, seconds, rows, []))
+        self.reports.append(StageReport(place, outcome, seconds, rows, [], replace(self.student.tokens)))
         self._evaluate_due = evaluate_now
         save_after_stage(self.run_dir, self._state(), self.student, self.settings.checkpoint.keep)
         self._journal.clear()
@@ -476,7 +497,7 @@ class Curriculum:
         log.info("%s: %s in %.0f s%s", label, report.outcome, report.seconds, f" | {text}" if text else "")
         summary = [
             {"stage": label_of(r.place), "outcome": r.outcome, "seconds": round(r.seconds, 1), "rows": r.rows,
-             "scores": [asdict(s) for s in r.scores]}
+             "tokens": asdict(r.tokens), "scores": [asdict(s) for s in r.scores]}
             for r in self.reports
         ]  # fmt: skip
         write_text(self.run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")

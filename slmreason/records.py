@@ -138,6 +138,11 @@ class RolloutGroup:
         return sum(rollout.correct for rollout in self.rollouts)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of all completions."""
+        return sum(len(rollout.completion_ids) for rollout in self.rollouts)
+
+    @property
     def all_zero(self) -> bool:
         """No rollout was accepted by the verifier: the group is harvested for critique."""
         return self.num_correct == 0
@@ -182,6 +187,31 @@ def wilson_interval(successes: float, attempts: int, z: float = 1.959964) -> tup
     centre = (share + z2 / (2 * attempts)) / (1 + z2 / attempts)
     margin = z * math.sqrt(share * (1 - share) / attempts + z2 / (4 * attempts**2)) / (1 + z2 / attempts)
     return max(0.0, centre - margin), min(1.0, centre + margin)
+
+
+@dataclass
+class Tokens:
+    """What a run has cost so far, in tokens of its student. Measuring the benchmarks is no part of it."""
+
+    sampled: int = 0
+    """Drawn from the student: by probes, hand-overs and GRPO."""
+    trained: int = 0
+    """That went through a forward and a backward pass, prompts and targets."""
+    written: int = 0
+    """By the teacher: traces, rewrites and critiques, those that were refused too."""
+
+    @property
+    def total(self) -> int:
+        return self.sampled + self.trained + self.written
+
+    def __iadd__(self, other: Tokens) -> Tokens:
+        self.sampled += other.sampled
+        self.trained += other.trained
+        self.written += other.written
+        return self
+
+    def __sub__(self, other: Tokens) -> Tokens:
+        return Tokens(self.sampled - other.sampled, self.trained - other.trained, self.written - other.written)
 
 
 @dataclass(frozen=True)

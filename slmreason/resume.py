@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from slmreason.checkpoint import load_tree, save_tree
 from slmreason.data.ledger import Place, read_lines
 from slmreason.distributed import barrier, is_first
 from slmreason.evaluate.benchmarks import Score
-from slmreason.records import Band, Critique, Reject, from_json, to_json
+from slmreason.records import Band, Critique, Reject, Tokens, from_json, to_json
 from slmreason.runfolder import append_records, write_text
 from slmreason.student import Student
 
@@ -44,6 +44,8 @@ class StageReport:
     seconds: float
     rows: int
     scores: list[Score]
+    tokens: Tokens = field(default_factory=Tokens)
+    """What the run had cost when the stage ended."""
 
 
 @dataclass
@@ -67,6 +69,8 @@ class RunState:
     """How long that fit has taken."""
     stage_rows: int = 0
     """Rows that it began with."""
+    tokens: Tokens = field(default_factory=Tokens)
+    """What the run has cost."""
     sizes: dict[str, int] = field(default_factory=dict)
     """How long each growing file was: bytes of a .jsonl, rows of a .csv."""
 
@@ -77,9 +81,13 @@ class RunState:
     def from_tree(cls, tree: dict[str, Any]) -> RunState:
         state = cls(**tree)
         state.reports = [
-            StageReport(Place(**r["place"]), r["outcome"], r["seconds"], r["rows"], [Score(**s) for s in r["scores"]])
+            StageReport(
+                Place(**r["place"]), r["outcome"], r["seconds"], r["rows"], [Score(**s) for s in r["scores"]],
+                Tokens(**r["tokens"]),
+            )
             for r in tree["reports"]
-        ]
+        ]  # fmt: skip
+        state.tokens = Tokens(**tree["tokens"])
         state.critiques = [from_json(Critique, record) for record in tree["critiques"]]
         state.within = Place(**tree["within"]) if tree["within"] else None
         return state
@@ -168,7 +176,7 @@ def load_run(run_dir: Path, student: Student) -> tuple[RunState, Path | None]:
     state, path = (found[1], found[0]) if found else (RunState(), None)
     if (after_stage := newest_checkpoint(run_dir, after_stage=True)) is not None:
         load_weights(after_stage[0], student)
-    student.policy_version = state.policy_version
+    student.policy_version, student.tokens = state.policy_version, state.tokens
     barrier()
     if is_first():
         take_back(run_dir, state)
@@ -231,12 +239,13 @@ def _cut_rows(path: Path, rows: int) -> None:
 class Journal:
     """Results of long work, noted chunk by chunk; what is noted already is not done again."""
 
-    def __init__(self, run_dir: Path, drain: Callable[[], list[Reject]]) -> None:
+    def __init__(self, run_dir: Path, drain: Callable[[], list[Reject]], tokens: Tokens) -> None:
         """
         Args:
             drain: gives what was set aside since the last call; it is noted with the chunk that it came up in.
+            tokens: what the run has cost; what a chunk cost is noted with it.
         """
-        self._path, self._drain = run_dir / FOLDER / "journal.jsonl", drain
+        self._path, self._drain, self._tokens = run_dir / FOLDER / "journal.jsonl", drain, tokens
         self._noted = {row["key"]: row for row in read_lines(self._path)}
         self._rejects: list[Reject] = []
         barrier()  # the first process must not add to it before all have read it
@@ -256,11 +265,17 @@ class Journal:
             name = f"{key}/{number}"
             row = self._noted.pop(name, None)
             if row is None:
+                before = replace(self._tokens)
                 made = list(make(list(items[start : start + size])))
                 rejects = self._drain()
-                rows = [r if isinstance(r, dict) else to_json(r) for r in made]
-                append_records(self._path, [{"key": name, "results": rows, "rejects": [to_json(r) for r in rejects]}])
+                append_records(self._path, [{
+                    "key": name,
+                    "results": [r if isinstance(r, dict) else to_json(r) for r in made],
+                    "rejects": [to_json(r) for r in rejects],
+                    "tokens": vars(self._tokens - before),
+                }])  # fmt: skip
             else:
+                self._tokens += Tokens(**row["tokens"])
                 made = row["results"] if cls is dict else [from_json(cls, result) for result in row["results"]]
                 rejects = [from_json(Reject, reject) for reject in row["rejects"]]
             results += made

@@ -34,6 +34,8 @@ class AcquisitionStage:
     """Raw teacher trace, verified."""
     bridge: BridgeFn
     """The Bridge."""
+    route: Callable[[Strata], Strata]
+    """Who is taken for what (`ReasoningDataModule.routed`)."""
     bridged_bands: Sequence[Band] = ("hard",)
     """Problems of these bands are bridged, the others have their raw trace."""
     critiques: Sequence[Critique] = ()
@@ -43,6 +45,7 @@ class AcquisitionStage:
     """By (band, problem id), in the order they were made."""
 
     def build(self, strata: Strata, epoch: int) -> list[Example]:
+        strata = self.route(strata)
         self._make_traces("medium", strata.medium, self._maker("medium"))
         self._make_traces("hard", strata.hard, self._maker("hard"))
         bands = strata.band_of
@@ -96,7 +99,7 @@ class ConsolidationStage:
 
     def build(self, strata: Strata, epoch: int) -> list[Problem]:
         rng = self.seed_source.rng("review", self.place.round, epoch)
-        return list(consolidation_set(strata, self.review_share, rng))
+        return list(consolidation_set(self.seed_source.routed(strata), self.review_share, rng))
 
     def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> list[PromptBatch]:
         order = list(rows)

@@ -6,7 +6,7 @@ tokens alone: the hidden states of all other positions never reach the vocabular
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from slmreason.batching import PackedBatch
 from slmreason.chat import Chat
 from slmreason.distributed import barrier, is_first
 from slmreason.head import of_logits, token_scores
+from slmreason.records import Tokens
 from slmreason.runfolder import write_folder
 from slmreason.weights import FrozenWeights
 
@@ -92,6 +93,8 @@ class Student(nn.Module):
         self.name = model
         self.policy_version = 0
         """Optimizer steps this student has taken, over all stages; stamped on every rollout."""
+        self.tokens = Tokens()
+        """What its training has cost so far."""
         path = resolve_model(model)
         try:
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -153,6 +156,10 @@ class Student(nn.Module):
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def count_written(self, texts: Iterable[str | None]) -> None:
+        """Adds what a teacher wrote to what the training of this student has cost."""
+        self.tokens.written += sum(len(self.encode_target(text)) for text in texts if text)
 
     @property
     def eos_ids(self) -> frozenset[int]:

@@ -87,5 +87,6 @@ def test_bundles_hold_each_example_once_and_one_prompt(groups: list[tuple[int, i
 def test_short_targets_share_a_long_prompt_and_long_ones_do_not() -> None:
     sizes = lambda prompt, target: [len(b) for b in bundle([example(prompt, target)] * 8, 896)]  # noqa: E731
     assert sizes(200, 20) == [8]
-    assert sizes(100, 250) == [3, 3, 2]
+    assert sizes(100, 250) == [4, 4]
     assert sizes(20, 1000) == [1] * 8
+    assert bundle([], 64) == []

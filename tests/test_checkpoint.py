@@ -16,7 +16,7 @@ from lightning.pytorch.loops.progress import _Progress
 from safetensors import safe_open
 
 from slmreason.checkpoint import SafetensorsIO, load_tree, save_tree
-from slmreason.records import Critique, Reject
+from slmreason.records import Critique, Reject, Tokens
 from slmreason.resume import Journal, RunState, checkpoints, next_checkpoint, prune
 from slmreason.runfolder import append_records, write_folder, write_text
 
@@ -160,12 +160,15 @@ def test_the_state_of_a_run_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_the_journal_gives_what_was_noted_and_makes_the_rest(tmp_path: Path) -> None:
-    """A torn last note is as if it were not there; what was set aside comes with the chunk it came up in."""
+    """A torn last note is as if it were not there; what was set aside, and the cost, come with the chunk of theirs."""
     asked: list[list[int]] = []
     aside: list[Reject] = []
 
+    tokens = Tokens()
+
     def make(chunk: list[int]) -> list[dict[str, int]]:
         asked.append(chunk)
+        tokens.sampled += len(chunk)
         aside.append(Reject(str(chunk[0]), "teacher", "no answer"))
         return [{"square": number**2} for number in chunk if number != 3]
 
@@ -174,21 +177,26 @@ def test_the_journal_gives_what_was_noted_and_makes_the_rest(tmp_path: Path) -> 
         aside.clear()
         return taken
 
-    first = Journal(tmp_path, drain)
+    def journal() -> Journal:
+        tokens.sampled = 100
+        return Journal(tmp_path, drain, tokens)
+
+    first = journal()
     results = first.chunks("key", range(5), make, dict, 2)
     assert [row["square"] for row in results] == [0, 1, 4, 16]
     path = tmp_path / "resume" / "journal.jsonl"
     path.write_bytes(path.read_bytes()[:-10])  # of the third chunk
     asked.clear()
-    second = Journal(tmp_path, drain)
+    second = journal()
     assert second.chunks("key", range(5), make, dict, 2) == results
     assert asked == [[4]]
+    assert tokens == Tokens(sampled=105)
     assert [reject.id for reject in second.take_rejects()] == ["0", "2", "4"]
     assert second.chunks("other", range(1), make, dict, 2) == [{"square": 0}]
-    assert Journal(tmp_path, drain).chunks("key", range(5), make, dict, 2) == results
+    assert journal().chunks("key", range(5), make, dict, 2) == results
     second.clear()
     assert not path.exists()
-    assert Journal(tmp_path, drain).chunks("none", [], make, Critique, 2) == []
+    assert journal().chunks("none", [], make, Critique, 2) == []
 
 
 def test_text_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

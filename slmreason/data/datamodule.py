@@ -22,7 +22,7 @@ from slmreason.data.contamination import contaminated
 from slmreason.data.evidence import read_evidence
 from slmreason.data.ledger import Ledger, Place
 from slmreason.data.sources import Columns, load_problems, most_common
-from slmreason.data.strata import Bands, Strata, stratify
+from slmreason.data.strata import Bands, Routing, Strata, routed, stratify
 from slmreason.distributed import rank, world_size
 from slmreason.records import Band, Example, Problem, Reject
 
@@ -74,6 +74,7 @@ class ReasoningDataModule(L.LightningDataModule):
         batch_size: int | None = None,
         bands: Bands = Bands(),  # noqa: B008 - frozen
         review_share: float = 0.1,
+        routing: Routing = "difficulty",
         decontaminate: bool = True,
         evidence: str | None = None,
         num_workers: int = 0,
@@ -91,6 +92,8 @@ class ReasoningDataModule(L.LightningDataModule):
             batch_size: At most so many examples in a micro-batch of SFT and CFT; the token budget alone when not set.
             bands: Where the difficulty bands begin.
             review_share: Share of the Consolidation Set that mastered problems make up.
+            routing: Who is in the sets of SFT and GRPO: `difficulty` is the method; the others are its controls,
+                `random` by lot with the same sizes, `all` everybody in both.
             decontaminate: Problems that a benchmark asks too, to the letter or but for case, spacing and punctuation,
                 are set aside into rejects.jsonl; false keeps them, with a warning.
             evidence: File of `slmreason stratify` for this student: what it measured is not measured again.
@@ -112,7 +115,7 @@ class ReasoningDataModule(L.LightningDataModule):
         self.columns, self.split, self.limit = columns, split, limit
         self.max_prompt_tokens, self.decontaminate, self.evidence = max_prompt_tokens, decontaminate, evidence
         self.token_budget, self.batch_size = token_budget, batch_size
-        self.bands, self.review_share = bands, review_share
+        self.bands, self.review_share, self.routing = bands, review_share, routing
         self.num_workers, self.seed = num_workers, seed
         self.problems: tuple[Problem, ...] = ()
         self.rejects: tuple[Reject, ...] = ()
@@ -216,6 +219,10 @@ class ReasoningDataModule(L.LightningDataModule):
         log.info(change.describe())
         if self._on_set is not None:
             self._on_set(change, self._rows)
+
+    def routed(self, strata: Strata) -> Strata:
+        """The strata that SFT and GRPO draw from; the lot of `random` is cast once a run."""
+        return routed(strata, self.routing, self.rng("routing"))
 
     def rng(self, *key: object) -> random.Random:
         """A generator of its own for each purpose, so one draw never shifts another."""

@@ -36,6 +36,8 @@ class EvidenceRow:
     successes: int
     solution: str | None = None
     policy_version: int = 0
+    tokens: int = 0
+    """Were spent before the run."""
 
 
 def read_evidence(path: Path) -> list[dict[str, Any]]:

@@ -48,6 +48,8 @@ class LedgerRow:
     stage: str
     epoch: int = 0
     solution: str | None = None
+    tokens: int = 0
+    """Of the completions."""
 
 
 _LEDGER_KEYS = {field.name for field in fields(LedgerRow)}
@@ -153,6 +155,7 @@ def _is_whole(row: Any) -> bool:
         and row.keys() == _LEDGER_KEYS
         and type(row["problem_id"]) is str
         and type(row["attempts"]) is type(row["successes"]) is type(row["policy_version"]) is int
+        and type(row["tokens"]) is int
         and (row["solution"] is None or type(row["solution"]) is str)
     )
 
@@ -180,6 +183,7 @@ def evidence_of(group: RolloutGroup) -> dict[str, Any]:
         "successes": group.num_correct,
         "policy_version": group.rollouts[0].policy_version,
         "solution": own_solution(group),
+        "tokens": group.num_tokens,
     }
 
 

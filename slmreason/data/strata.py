@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from slmreason.data.ledger import Ledger
 from slmreason.records import BAND_NAMES, Band, Problem
@@ -26,6 +27,11 @@ class Bands:
 
     def of(self, rho: float) -> Band:
         return "simple" if rho >= self.simple else "medium" if rho >= self.medium else "hard"
+
+
+Routing = Literal["difficulty", "random", "all"]
+"""Who goes where: by the student's own correctness rate, or, as controls, by lot in sets of the same sizes, or all
+problems into both."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,26 @@ def stratify(ledger: Ledger, problems: Iterable[Problem], bands: Bands) -> Strat
         if difficulty.successes:
             solved.add(problem.id)
     return Strata(**{name: tuple(members) for name, members in groups.items()}, solved=frozenset(solved))
+
+
+def routed(strata: Strata, routing: Routing, rng: random.Random) -> Strata:
+    """The strata that the sets of SFT and GRPO are drawn from.
+
+    `random` gives each problem the evidence of another one, so that all sets keep their sizes; `all` takes every
+    problem for a hard one that was solved once, so that both stages have all of them.
+
+    Args:
+        rng: of the lot; the same state gives the same lot for the same pool.
+    """
+    if routing == "difficulty":
+        return strata
+    pool = [p for name in (*BAND_NAMES, "unknown") for p in getattr(strata, name)]
+    if routing == "all":
+        return Strata((), (), tuple(pool), (), frozenset(p.id for p in pool))
+    by_id = sorted(pool, key=lambda problem: problem.id)
+    other = dict(zip((p.id for p in by_id), rng.sample(by_id, len(by_id)), strict=True))
+    groups = {name: tuple(other[p.id] for p in getattr(strata, name)) for name in (*BAND_NAMES, "unknown")}
+    return Strata(**groups, solved=frozenset(other[i].id for i in strata.solved))
 
 
 def acquisition_set(strata: Strata) -> tuple[Problem, ...]:

@@ -112,7 +112,7 @@ def _parts(batch: Batch) -> dict[str, Tensor]:
 def _batch(parts: dict[str, Tensor], device: torch.device | str) -> Batch:
     values: dict[str, Any] = {name: tensor.to(device) for name, tensor in parts.items()}
     values["order"] = tuple(int(index) for index in values["order"])
-    for name in ("global_target_tokens", "window"):
+    for name in ("global_target_tokens", "window", "num_tokens"):
         values[name] = int(values[name])
     packed = PackedBatch(**{field.name: values.pop(field.name, None) for field in fields(PackedBatch)})
     return PolicyBatch(packed, **values) if values else packed

@@ -44,6 +44,8 @@ class StudentModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.strict_loading = False  # a checkpoint has what is trained, and nothing else
+        self.share_spent: Callable[[], float] = lambda: 0.0
+        """Of the tokens that the fit may take; set where there is a limit, so that the rate has fallen by then."""
         if learning_rate <= 0 or epochs < 1 or warmup_steps < 0 or weight_decay < 0:
             raise ValueError(
                 f"{self.stage}: needs learning_rate > 0, epochs >= 1, warmup_steps >= 0 and weight_decay >= 0; got "
@@ -180,7 +182,8 @@ class StudentModule(L.LightningModule):
 def learning_rate_factor(module: StudentModule) -> Callable[[int], float]:
     """Linear warm-up over `warmup_steps`, then a decay over the *share of the fit that is done*.
 
-    Sets shrink from epoch to epoch, so the number of steps is not known beforehand; the share is always exact.
+    That is of its epochs, or of the tokens it may take, whichever is further on. Sets shrink from epoch to epoch, so
+    the number of steps is not known beforehand; the share is always exact.
     """
 
     def factor(step: int) -> float:
@@ -205,4 +208,4 @@ def _share_done(module: StudentModule) -> float:
     # In optimizer steps, so that accumulating in one process and sharing among several give the same rates.
     steps, ready = math.ceil(batches / accumulate), trainer.fit_loop.epoch_loop.batch_progress.current.ready
     inside = math.ceil(ready / accumulate) / steps
-    return min(1.0, (trainer.current_epoch + inside) / trainer.max_epochs)
+    return max(module.share_spent(), min(1.0, (trainer.current_epoch + inside) / trainer.max_epochs))

@@ -146,6 +146,7 @@ class GRPOModule(StudentModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         sampling = self.sampling("grpo", self.student.policy_version, self.trainer.current_epoch, batch_idx)
         groups = collect(self.student, self.engine, self.reward, batch.problems, self.group_size, sampling)
+        self.student.tokens.sampled += sum(group.num_tokens for group in groups)
         self._log_rollouts(groups)
         batches = self.policy_batches(groups)
         loss, stepped = 0.0, False
@@ -228,9 +229,13 @@ class GRPOModule(StudentModule):
                 self.manual_backward(loss * self.trainer.world_size)
             for name, value in {"loss": float(loss.detach()), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + value
-        total, tokens, *others = self.sum_over_processes(
-            sums.pop("loss"), sum(batch.packed.num_target_tokens for batch in batches), *sums.values()
+        total, tokens, computed, *others = self.sum_over_processes(
+            sums.pop("loss"),
+            sum(batch.packed.num_target_tokens for batch in batches),
+            sum(batch.packed.num_tokens for batch in batches),
+            *sums.values(),
         )
+        self.student.tokens.trained += int(computed)
         self.watch(batches, total)
         optimizer.step()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]

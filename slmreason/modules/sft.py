@@ -44,7 +44,10 @@ class SFTModule(StudentModule):
                 f"the batch was planned for accumulate_grad_batches={batch.window}, the trainer now has {accumulate}"
             )
         loss = self.loss_of(batch)
-        tokens, nll = self.sum_over_processes(batch.num_target_tokens, loss * batch.global_target_tokens)
+        tokens, computed, nll = self.sum_over_processes(
+            batch.num_target_tokens, batch.num_tokens, loss * batch.global_target_tokens
+        )
+        self.student.tokens.trained += int(computed)
         self.watch([batch], nll / batch.global_target_tokens)
         self.log(f"{self.stage}/loss", nll / tokens, prog_bar=True, batch_size=int(tokens), on_step=True, on_epoch=True)
         self.log(f"{self.stage}/target_tokens", tokens, reduce_fx="sum", batch_size=1, on_epoch=True, on_step=False)

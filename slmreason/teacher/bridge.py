@@ -137,6 +137,8 @@ def _propose(
             proposals[index].append(Trace(problems[index].id, text, provenance))
 
     raw = teacher.solve(problems)
+    # A trace that came with the dataset costs nothing.
+    student.count_written(text for problem, text in zip(problems, raw, strict=True) if text != problem.trace)
     for index, text in enumerate(raw):
         add(index, text, "teacher")
     places = {problem.id: index for index, problem in enumerate(problems)}
@@ -150,6 +152,7 @@ def _propose(
     answers = teacher.rewrite(
         [problems[i] for i in have_raw], [raw[i] or "" for i in have_raw], exemplars[: settings.exemplars]
     )
+    student.count_written(answers)
     rewritten = dict(zip(have_raw, answers, strict=True))
     for index, text in rewritten.items():
         add(index, text, "bridged")
@@ -186,6 +189,7 @@ def _hand_over(
     ]
     engine.sync(student)
     completions = spread(lambda share: engine.generate(student, share, 1, sampling), prompts)
+    student.tokens.sampled += sum(len(completion.token_ids) for group in completions for completion in group)
     return {
         index: prefix + student.decode(group[0].token_ids)
         for (index, prefix), group in zip(prefixes.items(), completions, strict=True)

@@ -85,6 +85,7 @@ def critique(
         [prefixes[i] or "" for i in sound],
         [d for i in sound if (d := diagnoses[i]) is not None],
     )
+    student.count_written([*traces, *(d.explanation for d in diagnoses if d), *answers])
     repairs = dict(zip(sound, answers, strict=True))
     return [
         _assemble(
