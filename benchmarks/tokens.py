@@ -3,8 +3,9 @@
     python -m benchmarks.tokens --seeds 1 2 3 --out benchmarks/results/tokens.json
 
 Both start from the embedded student with the same pool, teacher, learning rates, group size and batch sizes: those of
-the quickstart. Theirs is SFT on the teacher's raw traces of all problems, three epochs, then GRPO on all problems until
-its tokens are three times those that ours took in all. A token that is sampled, or written by the teacher, counts once,
+the quickstart. Theirs is SFT on a trace of every problem, three epochs, then GRPO on all problems until the accuracy is
+reached or its tokens are three times those that ours took in all; the traces are those that the teacher rewrote for the
+student, or its raw ones. A token that is sampled, or written by the teacher, counts once,
 and once again each time it is trained on; prompts count where they are computed for training. Measuring the benchmark
 is counted on neither side.
 """
@@ -63,8 +64,8 @@ def ours(model: str, seed: int, problems: int, folder: Path) -> Curve:
     return curve
 
 
-def theirs(model: str, seed: int, problems: int, folder: Path, budget: int) -> Curve:
-    """TRL's two trainers one after the other, until the budget of tokens is spent."""
+def theirs(model: str, seed: int, problems: int, folder: Path, budget: int, traces: str, target: float) -> Curve:
+    """TRL's two trainers one after the other, until the target is reached or the budget of tokens is spent."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -89,7 +90,7 @@ def theirs(model: str, seed: int, problems: int, folder: Path, budget: int) -> C
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             if state.global_step % self.every == 0:
                 measure()
-            control.should_training_stop = curve.tokens >= budget
+            control.should_training_stop = curve.tokens >= budget or curve.tokens_to(target) is not None
             return control
 
     def counting(collator: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -105,11 +106,13 @@ def theirs(model: str, seed: int, problems: int, folder: Path, budget: int) -> C
     quiet_options: dict[str, Any] = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True,
                                      "bf16": False, "gradient_checkpointing": False, "seed": seed,
                                      "logging_steps": 10_000, "dataloader_pin_memory": False}  # fmt: skip
-    traces = ProceduralTeacher().solve(pool)
-    curve.tokens += sum(len(student.encode_target(trace)) for trace in traces if trace)
+    teacher = ProceduralTeacher()
+    raw = teacher.solve(pool)
+    written = raw if traces == "raw" else teacher.rewrite(pool, [trace or "" for trace in raw], [])
+    curve.tokens += sum(len(student.encode_target(text)) for text in {*raw, *written} if text)
     rows = [
         {"prompt": [{"role": "user", "content": p.question}], "completion": [{"role": "assistant", "content": t}]}
-        for p, t in zip(pool, traces, strict=True) if t
+        for p, t in zip(pool, written, strict=True) if t
     ]  # fmt: skip
     supervised = SFTTrainer(
         model=network, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
@@ -120,6 +123,8 @@ def theirs(model: str, seed: int, problems: int, folder: Path, budget: int) -> C
     )  # fmt: skip
     supervised.data_collator = counting(supervised.data_collator)
     supervised.train()
+    if curve.tokens_to(target) is not None:
+        return curve
 
     reward, by_question = AnswerReward(), {problem.question: problem for problem in pool}
 
@@ -148,6 +153,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--problems", type=int, default=1000, help="problems of the benchmark")
     parser.add_argument("--gain", type=float, default=0.05, help="the accuracy to reach, above the base")
+    parser.add_argument("--traces", choices=["rewritten", "raw"], default="rewritten")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     quiet()
@@ -155,8 +161,10 @@ def main() -> None:
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as scratch:
             mine = ours(options.model, seed, options.problems, Path(scratch))
-            other = theirs(options.model, seed, options.problems, Path(scratch), 3 * mine.tokens)
-        target = mine.points[0][1] + options.gain
+            target = mine.points[0][1] + options.gain
+            other = theirs(
+                options.model, seed, options.problems, Path(scratch), 3 * mine.tokens, options.traces, target
+            )
         row = {"seed": seed, "target": target}
         for name, curve in (("ours", mine), ("trl", other)):
             row[name] = {"tokens to target": curve.tokens_to(target), "tokens": curve.tokens, "points": curve.points}

@@ -21,6 +21,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from slmreason import preemption
+from slmreason.arms import compare
 from slmreason.config import (
     ConfigError,
     Parser,
@@ -62,6 +63,8 @@ def run(command: str, args: Sequence[str], description: str) -> int:
     _quiet()
     if command == "export":
         return run_export(args, description)
+    if command == "compare":
+        return run_compare(args, description)
     parser = build_parser(command, description)
     if command == "stratify":
         parser.add_argument("--recorded", type=str, default=SUPPRESS, help="JSONL of recorded rollouts to grade.")
@@ -126,6 +129,18 @@ def run_export(args: Sequence[str], description: str) -> int:
         return fail(error)
     print(f"student: {config.out}")
     return 0
+
+
+def run_compare(args: Sequence[str], description: str) -> int:
+    """The method beside its controls; each run is a process of its own, so nothing is built here."""
+    preemption.listen()
+    try:
+        return compare(args, description)
+    except (ConfigError, ValueError) as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        log.warning("stopped from the keyboard; the same command goes on")
+        return 128 + signal.SIGINT
 
 
 def prepare_fit(parser: Parser, config: Namespace) -> Job:

@@ -45,7 +45,7 @@ CLASS_KEYS: dict[str, type] = {"rollout": RolloutEngine, "teacher": Teacher, "re
 """Keys whose value is a class with its arguments."""
 
 
-COMMAND_OPTIONS = ("resume", "out", "recorded", "harvest", "dry_run")
+COMMAND_OPTIONS = ("resume", "out", "recorded", "harvest", "dry_run", "arms", "seeds", "jobs")
 """Options that belong to one command and to no config."""
 
 

@@ -506,7 +506,8 @@ class Curriculum:
         total = sum(len(benchmark.problems) for benchmark in self.benchmarks)
         with self._track(f"benchmarks after {label}", total) as advance:
             settings = self.evaluation.greedy()
-            scores = evaluate(self.student, self.engine, self.reward, self.benchmarks, settings, advance)
+            answers = self.run_dir / "answers" / f"{label.replace(' ', '-')}.jsonl"
+            scores = evaluate(self.student, self.engine, self.reward, self.benchmarks, settings, advance, answers)
         return [asdict(score) for score in scores]
 
     def _finish(self) -> None:

@@ -6,17 +6,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from slmreason.data.sources import load_problems, most_common
 from slmreason.evaluate.metrics import MajAtK, PassAtK, ShareOfProblems
-from slmreason.records import Problem, Reject
+from slmreason.records import Problem, Reject, RolloutGroup
 from slmreason.redact import cell
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Progress, RolloutEngine, Sampling
-from slmreason.runfolder import append_records
+from slmreason.runfolder import append_records, write_records
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn
 
@@ -116,13 +117,23 @@ def evaluate(
     benchmarks: Sequence[Benchmark],
     settings: EvaluationSettings,
     progress: Progress | None = None,
+    answers: Path | None = None,
 ) -> list[Score]:
-    """Scores of the student as it stands now: for each benchmark pass@k and, for k of 2 or more, maj@k."""
+    """Scores of the student as it stands now: for each benchmark pass@k and, for k of 2 or more, maj@k.
+
+    Args:
+        answers: a JSONL file for every completion with its verdict.
+    """
     engine.sync(student)
     # One call for all benchmarks: the engine then fills its batches across them.
     problems = [problem for benchmark in benchmarks for problem in benchmark.problems]
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed)
     groups = collect(student, engine, reward, problems, settings.samples, sampling, progress)
+    if answers is not None:
+        names = [benchmark.name for benchmark in benchmarks for _ in benchmark.problems]
+        write_records(
+            answers, [row for name, group in zip(names, groups, strict=True) for row in answer_rows(name, group)]
+        )
     scores, start = [], 0
     for benchmark in benchmarks:
         mine = groups[start : start + len(benchmark.problems)]
@@ -137,6 +148,15 @@ def evaluate(
             low, high = metric.interval()
             scores.append(Score(benchmark.name, name, float(metric.compute()), low, high, len(mine)))
     return scores
+
+
+def answer_rows(benchmark: str, group: RolloutGroup) -> list[dict[str, Any]]:
+    """What the student answered to one problem of a benchmark, and whether it was right."""
+    return [
+        {"benchmark": benchmark, "problem_id": group.problem.id, "correct": rollout.correct,
+         "truncated": rollout.truncated, "tokens": len(rollout.completion_ids), "text": rollout.text}
+        for rollout in group.rollouts
+    ]  # fmt: skip
 
 
 def scores_table(title: str, rows: Sequence[tuple[str, Sequence[Score]]], with_mean: bool = True) -> Table:

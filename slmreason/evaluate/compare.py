@@ -1,0 +1,229 @@
+"""Arms of a comparison in numbers: what each reached over its seeds, and how far the first is ahead of the others.
+
+Runs differ by seed, and a benchmark is a sample of problems: the intervals are of both. A bootstrap draws seeds and
+problems anew, the same ones for every arm, so that a difference is paired in both.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from slmreason.data.ledger import read_lines
+from slmreason.redact import cell
+from slmreason.runfolder import write_file, write_text
+
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to."""
+
+    arm: str
+    seed: int
+    correct: Mapping[str, Mapping[str, bool]]
+    """Verdicts at the end: benchmark -> problem id -> right or wrong."""
+    tokens: Mapping[str, int]
+    """Sampled, trained, written."""
+    seconds: float
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        return {name: sum(verdicts.values()) / len(verdicts) for name, verdicts in self.correct.items()}
+
+    @property
+    def mean(self) -> float:
+        """Over the benchmarks, each counting the same."""
+        return float(np.mean(list(self.accuracy.values())))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def signed(self) -> str:
+        return f"{100 * self.mean:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm over the seeds."""
+
+    arm: str
+    seeds: tuple[int, ...]
+    mean: Estimate
+    """Over the benchmarks."""
+    benchmarks: dict[str, Estimate]
+    ahead: Estimate | None
+    """By how much the first arm is better than this one; None for the first itself."""
+    tokens: float
+    """Mean over the seeds."""
+    seconds: float
+
+
+def read_outcome(run_dir: Path, arm: str, seed: int) -> Outcome | None:
+    """What a run came to; None when it has not come to its end.
+
+    Raises:
+        ValueError: its files cannot be read.
+    """
+    summary = run_dir / "summary.json"
+    if not summary.exists() or not (run_dir / "student").is_dir():
+        return None
+    stages = json.loads(summary.read_text())
+    scored = [stage for stage in stages if stage["scores"]]
+    if not scored:
+        raise ValueError(f"{summary}: no benchmark was run")
+    correct: dict[str, dict[str, bool]] = {}
+    for row in read_lines(run_dir / "answers" / f"{scored[-1]['stage'].replace(' ', '-')}.jsonl"):
+        correct.setdefault(row["benchmark"], {})[row["problem_id"]] = row["correct"]
+    return Outcome(arm, seed, correct, stages[-1]["tokens"], sum(stage["seconds"] for stage in stages))
+
+
+def summarise(outcomes: Sequence[Outcome], arms: Sequence[str], rng_seed: int = 0) -> list[ArmResult]:
+    """Means and 95 % bootstrap intervals of each arm, in the order of `arms`; the first is compared with the others.
+
+    Arms are compared over the seeds that all of them have. An arm whose runs are all the same (the base) counts for
+    each seed.
+
+    Raises:
+        ValueError: there is no such seed, or the runs were not asked the same problems.
+    """
+    runs = {(outcome.arm, outcome.seed): outcome for outcome in outcomes}
+    present = [arm for arm in arms if any(name == arm for name, _ in runs)]
+    seeds = (
+        sorted(set.intersection(*({seed for name, seed in runs if name == arm} for arm in present))) if present else []
+    )
+    if not seeds:
+        raise ValueError("no seed has come to its end in every arm")
+    problems = {name: list(verdicts) for name, verdicts in runs[present[0], seeds[0]].correct.items()}
+    if any({b: list(v) for b, v in run.correct.items()} != problems for run in runs.values()):
+        raise ValueError("the runs were not asked the same benchmark problems")
+    rng = np.random.default_rng(rng_seed)
+    seed_weights = rng.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), DRAWS) / len(seeds)
+    draws: dict[str, dict[str, NDArray[np.float64]]] = {arm: {} for arm in present}
+    for name, ids in problems.items():
+        problem_weights = rng.multinomial(len(ids), [1 / len(ids)] * len(ids), DRAWS) / len(ids)
+        for arm in present:
+            right = np.array([[runs[arm, seed].correct[name][i] for i in ids] for seed in seeds], dtype=float)
+            draws[arm][name] = np.einsum("ds,sp,dp->d", seed_weights, right, problem_weights, optimize=True)
+    means = {arm: np.mean(list(draws[arm].values()), axis=0) for arm in present}
+    results = []
+    for arm in present:
+        mine = [runs[arm, seed] for seed in seeds]
+        centre = float(np.mean([run.mean for run in mine]))
+        first = float(np.mean([runs[present[0], seed].mean for seed in seeds]))
+        results.append(
+            ArmResult(
+                arm=arm,
+                seeds=tuple(seeds),
+                mean=_estimate(centre, means[arm]),
+                benchmarks={
+                    name: _estimate(float(np.mean([run.accuracy[name] for run in mine])), draws[arm][name])
+                    for name in problems
+                },
+                ahead=None if arm == present[0] else _estimate(first - centre, means[present[0]] - means[arm]),
+                tokens=float(np.mean([sum(run.tokens.values()) for run in mine])),
+                seconds=float(np.mean([run.seconds for run in mine])),
+            )
+        )
+    return results
+
+
+def _estimate(centre: float, draws: NDArray[np.float64]) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(centre, float(low), float(high))
+
+
+# -- how it is shown ------------------------------------------------------------------------------------------------
+
+
+def arms_tables(results: Sequence[ArmResult], title: str) -> list[Table]:
+    """The comparison for the terminal: over all benchmarks, then by benchmark."""
+    names = list(results[0].benchmarks)
+    over_all = [
+        (result.arm, str(result.mean), result.ahead.signed() if result.ahead else "", f"{result.tokens / 1e6:.2f}",
+         f"{result.seconds:.0f}")
+        for result in results
+    ]  # fmt: skip
+    each = [(r.arm, *(f"{100 * estimate.mean:.1f}" for estimate in r.benchmarks.values())) for r in results]
+    return [
+        _table(title, ["arm", "mean", f"{results[0].arm} ahead by", "M tokens", "s"], over_all),
+        _table("by benchmark", ["arm", *names], each),
+    ]
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for number, heading in enumerate(head):
+        table.add_column(cell(heading), justify="right" if number else "left", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*map(cell, row))
+    return table
+
+
+def save_comparison(folder: Path, outcomes: Sequence[Outcome], results: Sequence[ArmResult]) -> None:
+    """`runs.csv` with a line a run, `arms.csv` with a line an arm, and `arms.png`."""
+    names = list(results[0].benchmarks)
+    runs = [
+        [o.arm, o.seed, *(f"{o.accuracy[name]:.4f}" for name in names), f"{o.mean:.4f}",
+         o.tokens["sampled"], o.tokens["trained"], o.tokens["written"], f"{o.seconds:.0f}"]
+        for o in outcomes
+    ]  # fmt: skip
+    write_csv(folder / "runs.csv", ["arm", "seed", *names, "mean", "sampled", "trained", "written", "seconds"], runs)
+    arms = []
+    for result in results:
+        columns = [result.mean, *result.benchmarks.values(), result.ahead]
+        numbers = [f"{x:.4f}" if e else "" for e in columns for x in ((e.mean, e.low, e.high) if e else (0, 0, 0))]
+        arms.append([result.arm, len(result.seeds), *numbers, f"{result.tokens:.0f}", f"{result.seconds:.0f}"])
+    heads = [f"{name}{end}" for name in ("mean", *names, "ahead") for end in ("", "_low", "_high")]
+    write_csv(folder / "arms.csv", ["arm", "seeds", *heads, "tokens", "seconds"], arms)
+    plot(folder / "arms.png", results)
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    write_text(path, text.getvalue())
+
+
+def plot(path: Path, results: Sequence[ArmResult]) -> None:
+    """Accuracy of each arm, and how far the first is ahead of it, with intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 0.42 * len(results) + 1.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = range(len(results))
+    for axes, estimates, title in (
+        (left, [result.mean for result in results], "accuracy, mean of the benchmarks, %"),
+        (right, [result.ahead for result in results], f"{results[0].arm} ahead by, points"),
+    ):
+        for place, estimate in zip(places, estimates, strict=True):
+            if estimate is not None:
+                axes.plot([100 * estimate.low, 100 * estimate.high], [place, place], color="#4878b0", linewidth=2)
+                axes.plot([100 * estimate.mean], [place], "o", color="#4878b0")
+        axes.set_title(title, fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+    right.axvline(0, color="black", linewidth=0.8)
+    left.set_yticks(list(places), [result.arm for result in results])
+    left.invert_yaxis()
+    write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
