@@ -73,7 +73,9 @@ class Ours:
             max_epochs=1, accelerator=self.device, devices=1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, callbacks=[MeterSteps(meter)], gradient_clip_val=1.0,
         )  # fmt: skip
-        dataset = PackedDataset(self.examples, self.plan, 1, self.student.pad_token_id)
+        dataset = PackedDataset(
+            self.examples, self.plan, 1, self.student.pad_token_id, hidden_size=self.student.hidden_size
+        )
         trainer.fit(SFTModule(self.student, LEARNING_RATE), DataLoader(dataset, batch_size=None))  # type: ignore[arg-type]
         tokens = [sum(len(self.examples[i]) for i in members) for members in self.plan]
         return _per(tokens, meter)

@@ -63,7 +63,7 @@ class AcquisitionStage:
         return examples
 
     def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> PackedDataset:
-        return packed_batches(rows, data, epoch, accumulate, self.student.pad_token_id, self.place)
+        return packed_batches(rows, data, epoch, accumulate, self.student, self.place)
 
     def _maker(self, band: Band) -> BridgeFn:
         return self.bridge if band in self.bridged_bands else self.teach
@@ -132,7 +132,7 @@ class CritiqueStage:
         return capped(examples, self.settings.max_per_kind)
 
     def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> PackedDataset:
-        return packed_batches(rows, data, epoch, accumulate, self.student.pad_token_id, self.place)
+        return packed_batches(rows, data, epoch, accumulate, self.student, self.place)
 
     def rejects(self) -> list[Reject]:
         return [

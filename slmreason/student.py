@@ -132,6 +132,10 @@ class Student(nn.Module):
         return pad if pad is not None else min(self.eos_ids)
 
     @property
+    def hidden_size(self) -> int:
+        return int(self.base_model.config.get_text_config().hidden_size)
+
+    @property
     def max_length(self) -> int:
         """Positions the model was made for."""
         return int(getattr(self.network.config, "max_position_embeddings", 1 << 30))
@@ -181,9 +185,13 @@ class Student(nn.Module):
         """
         head = self.network.get_output_embeddings()
         fused = self._has_plain_head
+        ids, positions = batch.input_ids, batch.position_ids
+        if self.network.config._attn_implementation.startswith("flash"):
+            # transformers tells sequences apart by their positions in a single row only; padding is a sequence too.
+            ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
         with _scoring(head, batch, temperature, with_entropy, with_ranks) if fused else _project_only(head, batch):
             output = self.network(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids,
+                input_ids=ids, attention_mask=batch.attention_mask, position_ids=positions,
                 use_cache=False,
             ).logits  # fmt: skip
         if not fused:

@@ -142,7 +142,7 @@ def test_slots_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slots(config) == [{"OMP_NUM_THREADS": "2"}] * 4
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    on_gpus = parse(parser, ["--config=quickstart"])
+    on_gpus = parse(parser, ["--config=quickstart", "--trainer.devices=1"])
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(on_gpus)] == ["4", "5", "6", "7"]
     in_pairs = parse(parser, ["--config=quickstart", "--trainer.devices=2"])
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(in_pairs)] == ["4,5", "6,7"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from slmreason import head
 from slmreason.batching import collate
@@ -227,3 +230,35 @@ def test_gradient_checkpointing_gives_the_same_gradient(student: Student) -> Non
         each.score(batch).log_probs.sum().backward()
     for mine, theirs in zip(student.trainable_parameters(), other.trainable_parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_flash_attention_sees_each_packed_sequence_alone(student: Student) -> None:
+    """It tells sequences apart in a single row only. A stand-in that does the same, since the real one needs a GPU."""
+
+    def varlen(
+        module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
+        positions = kwargs["position_ids"]
+        assert positions.shape[0] == query.shape[0] == 1
+        starts = [*(positions[0] == 0).nonzero().flatten().tolist(), positions.shape[1]]
+        pieces = [
+            sdpa_attention_forward(
+                module, query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], None, scaling=kwargs["scaling"],
+                is_causal=True,
+            )[0]
+            for a, b in itertools.pairwise(starts)
+        ]  # fmt: skip
+        return torch.cat(pieces, dim=1), None
+
+    AttentionInterface.register("flash_stand_in", varlen)
+    AttentionMaskInterface.register("flash_stand_in", lambda *_, **__: None)
+    batch = collate(examples_for(student), student.pad_token_id, hidden_size=16)
+    assert batch.input_ids.shape[0] > 1
+    expected = student.score(batch).log_probs
+    config = student.network.config
+    try:
+        config._attn_implementation = "flash_stand_in"
+        assert not student.shares_prompts
+        torch.testing.assert_close(student.score(batch).log_probs, expected, atol=1e-5, rtol=1e-5)
+    finally:
+        config._attn_implementation = "sdpa"

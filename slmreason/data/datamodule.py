@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from slmreason.batching import PackedBatch, collate, plan_batches, without_targets
+from slmreason.batching import HIDDEN_SIZE, PackedBatch, collate, plan_batches, without_targets
 from slmreason.data.contamination import contaminated
 from slmreason.data.evidence import read_evidence
 from slmreason.data.ledger import Ledger, Place
@@ -25,6 +25,7 @@ from slmreason.data.sources import Columns, load_problems, most_common
 from slmreason.data.strata import Bands, Routing, Strata, routed, stratify
 from slmreason.distributed import rank, world_size
 from slmreason.records import Band, Example, Problem, Reject
+from slmreason.student import Student
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +271,9 @@ class PackedDataset(Sequence[PackedBatch]):
         pad_token_id: int,
         rank: int = 0,
         world_size: int = 1,
+        hidden_size: int = HIDDEN_SIZE,
     ) -> None:
+        self.hidden_size = hidden_size
         self.examples, self.plan, self.accumulate, self.pad_token_id = examples, plan, accumulate, pad_token_id
         self.rank, self.world_size = rank, world_size
         tokens = [sum(len(examples[i].target_ids) for i in batch) for batch in plan]
@@ -287,16 +290,19 @@ class PackedDataset(Sequence[PackedBatch]):
         planned = index * self.world_size + self.rank
         if planned >= len(self.plan):
             return without_targets(self.pad_token_id, tokens, self.accumulate)
-        return collate([self.examples[i] for i in self.plan[planned]], self.pad_token_id, tokens, self.accumulate)
+        chosen = [self.examples[i] for i in self.plan[planned]]
+        return collate(chosen, self.pad_token_id, tokens, self.accumulate, hidden_size=self.hidden_size)
 
     def __iter__(self) -> Iterator[PackedBatch]:
         return (self[index] for index in range(len(self)))
 
 
 def packed_batches(
-    examples: Sequence[Example], data: ReasoningDataModule, epoch: int, accumulate: int, pad_token_id: int, place: Place
+    examples: Sequence[Example], data: ReasoningDataModule, epoch: int, accumulate: int, student: Student, place: Place
 ) -> PackedDataset:
     """Shuffles and cuts the examples of one epoch into micro-batches of the token budget."""
     rng = data.rng("shuffle", place.round, place.stage, epoch)
     plan = plan_batches([len(example) for example in examples], data.token_budget, data.batch_size, rng)
-    return PackedDataset(examples, plan, accumulate, pad_token_id, rank(), world_size())
+    return PackedDataset(
+        examples, plan, accumulate, student.pad_token_id, rank(), world_size(), hidden_size=student.hidden_size
+    )

@@ -181,8 +181,7 @@ class GRPOModule(StudentModule):
         tokens = sum(len(rollout.completion_ids) for rollout, _ in pairs)
         examples = [Example(rollout.prompt_ids, rollout.completion_ids, "", "rollout") for rollout, _ in pairs]
         alone = [[index] for index in range(len(pairs))]
-        hidden = self.student.base_model.config.hidden_size
-        bundles = bundle(examples, hidden) if self.student.shares_prompts else alone
+        bundles = bundle(examples, self.student.hidden_size) if self.student.shares_prompts else alone
         shares = [bundles[process :: world_size()] for process in range(world_size())]
         plans = [
             plan_batches([bundle_length(examples, members) for members in share], self.token_budget) for share in shares
@@ -201,7 +200,13 @@ class GRPOModule(StudentModule):
         mine = [index for members in bundles for index in members]
         place = {index: position for position, index in enumerate(mine)}
         within = [[place[index] for index in members] for members in bundles]
-        packed = collate([examples[i] for i in mine], self.student.pad_token_id, tokens, bundles=within)
+        packed = collate(
+            [examples[i] for i in mine],
+            self.student.pad_token_id,
+            tokens,
+            bundles=within,
+            hidden_size=self.student.hidden_size,
+        )
         packed = packed.to(self.device)
         in_order = [pairs[mine[i]] for i in packed.order]
         lengths = packed.target_lengths

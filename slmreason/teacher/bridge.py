@@ -215,7 +215,8 @@ def _score_examples(
 ) -> list[Learnability]:
     results: dict[int, Learnability] = {}
     for members in plan_batches([len(example) for example in examples], token_budget):
-        batch = collate([examples[i] for i in members], student.pad_token_id).to(student.device)
+        chosen = [examples[i] for i in members]
+        batch = collate(chosen, student.pad_token_id, hidden_size=student.hidden_size).to(student.device)
         scores = student.score(batch, with_ranks=True)
         assert scores.ranks is not None
         sizes = batch.target_lengths.tolist()
