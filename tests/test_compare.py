@@ -154,7 +154,7 @@ def test_slots_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--arms=[ours]"], "--curriculum.max_tokens N"),
         (["--arms=[none]", "--curriculum.max_tokens=9"], "no arm 'none'; there are ours, base"),
         (["--seeds=0", "--curriculum.max_tokens=9"], "seeds and jobs must be at least 1"),
-        (["--curriculum.max_tokens=0"], "max_tokens must be at least 1"),
+        (["--arms=[ours]", "--curriculum.max_tokens=0"], "max_tokens must be at least 1"),
     ],
 )
 def test_mistakes_are_refused_before_a_run_starts(
@@ -200,7 +200,7 @@ def test_every_arm_stops_at_the_budget(compared: tuple[Path, str]) -> None:
             assert tokens == 0
             assert len(stages) == 1
         else:
-            assert 12000 <= tokens < 15000
+            assert 12000 <= tokens < 13500
             # The run ends with the stage that spent the rest, and is measured there.
             assert sum(stages[-2]["tokens"].values()) < 12000
             assert stages[-1]["scores"]

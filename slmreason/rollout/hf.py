@@ -6,7 +6,7 @@ leaves the batch at once, and the sampler's log-prob of each token is kept witho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -103,33 +103,44 @@ def decode(
     draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
     steps, logits = prefill(student, prompts, copies, sampling.max_new_tokens)
     num_rows = len(prompts) * copies
-    tokens = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.int64, device=device)
-    log_probs = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.float32, device=device)
-    lengths = torch.full((num_rows,), sampling.max_new_tokens, device=device)
-    stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
     rows = torch.arange(num_rows, device=device)  # of the batch as it was, those that are still in it
+    alive = torch.ones(num_rows, dtype=torch.bool, device=device)  # of those, the ones that have not stopped
     eos = torch.tensor(sorted(student.eos_ids), device=device)
+    taken: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, tokens, log-probs) of each step
     for step in range(sampling.max_new_tokens):
-        token, log_prob = sample(logits, sampling, draws[rows, step])
-        tokens[rows, step], log_probs[rows, step] = token, log_prob
-        ended = torch.isin(token, eos) & ~stopped[rows]
-        lengths[rows[ended]], stopped[rows[ended]] = step + 1, True
-        alive = ~stopped[rows]
+        token, log_prob = sample(logits, sampling, draws[:, step])
+        taken.append((rows, token, log_prob))
+        alive = alive & (token[:, None] != eos).all(-1)
         left = int(alive.sum())
         if left == 0 or step + 1 == sampling.max_new_tokens:
             break
         # Dropping rows copies the cache of the others: not for every single one.
         if left <= len(rows) * (1 - SHRINK):
             stay = _without_gaps(alive)
-            rows, token = rows[stay], token[stay]
+            rows, token, draws, alive = rows[stay], token[stay], draws[stay], alive[stay]
             steps.keep(stay)
         logits = steps.step(token)
-    cut, was_stopped = lengths.tolist(), stopped.tolist()
-    all_tokens, all_log_probs = tokens.tolist(), log_probs.tolist()
-    return [
-        Completion(tuple(all_tokens[row][: cut[row]]), tuple(all_log_probs[row][: cut[row]]), not was_stopped[row])
-        for row in range(num_rows)
-    ]
+    return _completions(taken, num_rows, student.eos_ids)
+
+
+def _completions(
+    taken: Sequence[tuple[Tensor, Tensor, Tensor]], num_rows: int, eos_ids: Collection[int]
+) -> list[Completion]:
+    """What each row drew up to its first end-of-sequence token.
+
+    Args:
+        taken: (rows that were still in the batch, their tokens, their log-probs) of each step.
+    """
+    tokens: list[list[int]] = [[] for _ in range(num_rows)]
+    log_probs: list[list[float]] = [[] for _ in range(num_rows)]
+    columns = (torch.cat(column).tolist() for column in zip(*taken, strict=True))
+    stopped = [False] * num_rows
+    for row, token, log_prob in zip(*columns, strict=True):
+        if not stopped[row]:
+            tokens[row].append(token)
+            log_probs[row].append(log_prob)
+            stopped[row] = token in eos_ids
+    return [Completion(tuple(tokens[row]), tuple(log_probs[row]), not stopped[row]) for row in range(num_rows)]
 
 
 def _without_gaps(alive: Tensor) -> Tensor:
@@ -162,14 +173,17 @@ def sample(logits: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, T
     Args:
         draws: a uniform number for each row. [B]
     """
-    log_probs = (logits.float() / (sampling.temperature or 1.0)).log_softmax(-1)
+    logits = logits.float()
+    if sampling.temperature not in (0, 1):
+        logits = logits / sampling.temperature
+    log_probs = logits.log_softmax(-1)
     if sampling.temperature == 0:
         token = log_probs.argmax(-1)
     else:
         if sampling.top_p < 1:
             log_probs = _nucleus(log_probs, sampling.top_p)
         # Inverse of the cumulative distribution: one random number a row. torch.multinomial draws one for each entry.
-        cumulative = log_probs.to(draws.dtype).exp().cumsum(-1)
+        cumulative = log_probs.exp().cumsum(-1, dtype=draws.dtype)
         point = draws[:, None] * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, point, right=True).squeeze(1)
     return token, log_probs.gather(1, token[:, None]).squeeze(1)

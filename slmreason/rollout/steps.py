@@ -112,6 +112,8 @@ class LeanSteps:
         self._positions = attention_mask.sum(-1)
         places = torch.arange(int(self._positions.max()) + max_new_tokens, device=attention_mask.device)
         self._cos, self._sin = (table[0] for table in self._decoder.rotary_emb(self._keys[0][:1, 0], places[None]))
+        half = self._sin.shape[-1] // 2
+        self._sin = torch.cat([-self._sin[:, :half], self._sin[:, half:]], dim=-1)
         self._mask: Tensor | None = None
         if not attention_mask.all():
             self._mask = torch.ones(rows, 1, 1, room, dtype=torch.bool, device=attention_mask.device)
@@ -171,6 +173,9 @@ def _norm(module: Any, hidden: Tensor) -> Tensor:
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding as transformers has it: the halves of a head are the two coordinates. [rows, heads, size]"""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat([-second, first], dim=-1) * sin
+    """Rotary embedding as transformers has it: the halves of a head are the two coordinates. [rows, heads, size]
+
+    Args:
+        sin: its first half with the other sign, so that the halves need only change places.
+    """
+    return heads * cos + heads.roll(heads.shape[-1] // 2, -1) * sin
