@@ -71,7 +71,7 @@ def compare(args: Sequence[str], description: str) -> int:
     config = parse(parser, args)
     if min(config.seeds, config.jobs or 1) < 1 or not config.arms:
         raise ConfigError("compare: seeds and jobs must be at least 1, and there must be an arm")
-    if config.curriculum.max_tokens is None:
+    if (config.curriculum.max_tokens or 0) < 1:
         raise ConfigError("compare needs --curriculum.max_tokens N, the budget of every run; what a run by this config "
                           "takes stands in the summary.json of `slmreason fit`")  # fmt: skip
     out, seeds = Path(config.out), range(config.seed_everything, config.seed_everything + config.seeds)
@@ -115,7 +115,8 @@ def find_arm(arm: str) -> Path:
 def slots(config: Namespace) -> list[dict[str, str]]:
     """The environment of each run that goes on side by side: GPUs of its own, or a share of the cores."""
     count = 0 if config.trainer.accelerator == "cpu" else torch.cuda.device_count()
-    each = config.trainer.devices if isinstance(config.trainer.devices, int) and config.trainer.devices > 0 else 1
+    devices = config.trainer.devices
+    each = len(devices) if isinstance(devices, list) else max(1, int(devices)) if str(devices).isdigit() else 1
     jobs = config.jobs or max(1, count // each)
     if count:
         ids = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")

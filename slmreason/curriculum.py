@@ -445,8 +445,6 @@ class Curriculum:
 
     def _reprobe(self, place: Place, epoch: int) -> None:
         """Measures again what the epoch that ends may have changed: a share of the pool, or the Critique Set."""
-        if self._is_spent:
-            return
         if place.stage == "cft":
             ids = {record.problem.id for record in self.critiques}
             problems = [problem for problem in self.data.problems if problem.id in ids]
@@ -456,7 +454,7 @@ class Curriculum:
         self._sample(problems, Place(place.round, place.stage, epoch), f"round {place.round} {place.stage} re-measure")
 
     def _sample(self, problems: Sequence[Problem], place: Place, label: str) -> None:
-        if not problems:
+        if not problems or not self._is_affordable(len(problems) * self.settings.probe.attempts, label):
             return
         self.engine.sync(self.student)
         seed = stable_seed(self.grpo.seed, "probe", place.round, place.stage, self.student.policy_version)
@@ -472,6 +470,15 @@ class Curriculum:
 
             rows = self._journal.chunks(key, problems, measure, dict, self.settings.checkpoint.chunk)
         self.data.ledger.take(rows, place)
+
+    def _is_affordable(self, completions: int, label: str) -> bool:
+        """False when measuring would take more than half of the tokens that are left: older evidence must do."""
+        if self.settings.max_tokens is None:
+            return True
+        cost, left = completions * self.data.ledger.mean_tokens, self.settings.max_tokens - self.student.tokens.total
+        if cost > left / 2:
+            log.info("%s: left out, it would take %.0f of the last %d tokens", label, cost, max(0, left))
+        return cost <= left / 2
 
     # -- results ----------------------------------------------------------------------------------------------------
 

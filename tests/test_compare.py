@@ -154,7 +154,7 @@ def test_slots_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--arms=[ours]"], "--curriculum.max_tokens N"),
         (["--arms=[none]", "--curriculum.max_tokens=9"], "no arm 'none'; there are ours, base"),
         (["--seeds=0", "--curriculum.max_tokens=9"], "seeds and jobs must be at least 1"),
-        (["--arms=[ours]", "--curriculum.max_tokens=0"], "max_tokens must be at least 1"),
+        (["--arms=[ours]", "--curriculum.max_tokens=0"], "--curriculum.max_tokens N"),
     ],
 )
 def test_mistakes_are_refused_before_a_run_starts(

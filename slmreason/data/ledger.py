@@ -68,6 +68,7 @@ class Ledger:
         self._difficulty: dict[str, Difficulty] = {}
         self._solutions: dict[str, str] = {}
         self._harvest: list[tuple[Place, RolloutGroup]] = []
+        self._sampled = [0, 0]  # completions, and their tokens
         self.version = 0
         """Grows with each entry, so a reader can tell whether there is anything new."""
         if self._folder is not None:
@@ -89,6 +90,12 @@ class Ledger:
     def get(self, problem_id: str) -> Difficulty | None:
         """The newest evidence of a problem, or None when it was never sampled."""
         return self._difficulty.get(problem_id)
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens of a completion, over all whose length is known; 0 before there are any."""
+        completions, tokens = self._sampled
+        return tokens / completions if completions else 0.0
 
     def solution(self, problem_id: str) -> str | None:
         """The newest right solution of a problem that the student wrote itself."""
@@ -139,6 +146,9 @@ class Ledger:
 
     def _note(self, row: dict[str, Any]) -> None:
         self._difficulty[row["problem_id"]] = Difficulty(row["attempts"], row["successes"], row["policy_version"])
+        if tokens := row.get("tokens"):
+            self._sampled[0] += row["attempts"]
+            self._sampled[1] += tokens
         if row.get("solution"):
             self._solutions[row["problem_id"]] = row["solution"]
         self.version += 1
