@@ -12,13 +12,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from slmreason.batching import PromptBatch, plan_batches
-from slmreason.callbacks import HarvestAllZeroGroups, RecordRollouts
+from slmreason.callbacks import HarvestAllZeroGroups, RecordRollouts, TokenBudget
 from slmreason.data.datamodule import PackedDataset
 from slmreason.data.ledger import Ledger, Place
 from slmreason.embedded.families import make_problems, rebuild, write_solution
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
-from slmreason.records import Example, Problem, Rollout, RolloutGroup
+from slmreason.records import Example, Problem, Rollout, RolloutGroup, Tokens
 from slmreason.rollout.hf import HFEngine
 from slmreason.student import Lora, Student
 from slmreason.verify.rewards import AnswerReward
@@ -78,6 +78,32 @@ def test_a_batch_planned_for_another_accumulation_is_refused(student: Student) -
     loader = DataLoader(PackedDataset(examples, [[0, 1], [2, 3]], 1, 0), batch_size=None)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="accumulate_grad_batches=1, the trainer now has 2"):
         L.Trainer(max_epochs=1, accumulate_grad_batches=2, **QUIET).fit(SFTModule(student), loader)
+
+
+def test_a_limit_of_tokens_ends_the_fit_at_the_step_that_reaches_it_with_the_rate_fallen(student: Student) -> None:
+    """2 of 5 epochs' tokens may be taken, of which a tenth was before the fit."""
+    examples = solution_examples(student, 32)
+    plan = plan_batches([len(e) for e in examples], 10**6, 4)
+    loader = DataLoader(PackedDataset(examples, plan, 1, student.pad_token_id), batch_size=None)  # type: ignore[arg-type]
+    epoch = sum(len(e) for e in examples)
+    student.tokens = Tokens(sampled=epoch // 5)
+    budget = TokenBudget(student.tokens, 2 * epoch)
+    module = SFTModule(student, learning_rate=1e-3, decay="linear")
+    module.share_spent = budget.share_spent
+    rates: list[float] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer = L.Trainer(max_epochs=5, **{**QUIET, "callbacks": [budget, Watch()]})
+    trainer.fit(module, loader)
+    largest = max(sum(len(examples[i]) for i in batch) for batch in plan)
+    assert 0 <= student.tokens.total - 2 * epoch < largest
+    assert student.tokens.trained == student.tokens.total - epoch // 5
+    assert rates[0] == pytest.approx(1e-3, rel=0.01)
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < 1e-3 * largest / (2 * epoch - epoch // 5) * 1.01  # one step before there is nothing left
 
 
 # -- GRPO --------------------------------------------------------------------------------------------------------
