@@ -10,6 +10,7 @@ COMMANDS = {
     "fit": "run the whole method: rounds of SFT, GRPO and CFT on one student",
     "test": "pass@k and maj@k of a student on the benchmarks, with intervals",
     "compare": "the method beside its controls, each with the same budget of tokens and the same seeds",
+    "report": "one HTML page of a run: accuracy, how problems moved, curves, traces, critiques, answers",
     "export": "write a run's student as a folder that transformers, peft and vLLM load",
     "stratify": "measure difficulty and sort a pool into bands, from new or recorded rollouts",
     "bridge": "make the traces of what is not mastered, to a file that can be read and edited",

@@ -42,6 +42,7 @@ from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique
 from slmreason.redact import SafeFormatter, cell
+from slmreason.report.report import write_report
 from slmreason.resume import newest_checkpoint
 from slmreason.runfolder import NO_ROOM, free_folder, lock_folder, read_records
 from slmreason.trainer import Processes
@@ -63,6 +64,8 @@ def run(command: str, args: Sequence[str], description: str) -> int:
     _quiet()
     if command == "export":
         return run_export(args, description)
+    if command == "report":
+        return run_report(args, description)
     if command == "compare":
         return run_compare(args, description)
     parser = build_parser(command, description)
@@ -128,6 +131,18 @@ def run_export(args: Sequence[str], description: str) -> int:
     except (ConfigError, ValueError) as error:
         return fail(error)
     print(f"student: {config.out}")
+    return 0
+
+
+def run_report(args: Sequence[str], description: str) -> int:
+    """Shows what a run did, from its files alone."""
+    parser = Parser(prog="slmreason report", description=description, allow_abbrev=False)
+    parser.add_function_arguments(write_report, sub_configs=False, as_positional=True)
+    try:
+        config = parser.parse_args(list(args))
+        print(f"report: {write_report(**vars(config))}")
+    except (ConfigError, ValueError, OSError) as error:
+        return fail(error)
     return 0
 
 
