@@ -218,11 +218,11 @@ def save(out: Path | None, rows: Any) -> None:
 
 
 def _shown(args: Sequence[str]) -> list[str]:
-    """The arguments but for where the result goes."""
+    """The arguments but for where the result goes; of a path its end, which is not this machine's alone."""
     shown, skip = [], False
     for arg in args:
         if not skip and not arg.startswith("--out"):
-            shown.append(arg)
+            shown.append("/".join(Path(arg).parts[-2:]) if Path(arg).is_absolute() else arg)
         skip = arg == "--out"
     return shown
 

@@ -188,8 +188,11 @@ def show(out: Path, outcomes: Sequence[Outcome], arms: Sequence[str], budget: in
     except ValueError as error:
         log.warning("nothing to compare: %s", error)
         return
+    from slmreason.report.report import write_comparison  # plotting takes a second that no other command needs
+
     seeds = results[0].seeds
     title = f"greedy pass@1 in % at {budget / 1e6:.2f} M tokens, {len(seeds)} seeds, [95 % interval]"
     Console().print(*arms_tables(results, title))
     save_comparison(out, outcomes, results)
-    log.info("runs.csv, arms.csv and arms.png: %s", out)
+    write_comparison(out, results, outcomes, budget)
+    log.info("report.html, arms.png, arms.csv and runs.csv: %s", out)

@@ -42,7 +42,6 @@ from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique
 from slmreason.redact import SafeFormatter, cell
-from slmreason.report.report import write_report
 from slmreason.resume import newest_checkpoint
 from slmreason.runfolder import NO_ROOM, free_folder, lock_folder, read_records
 from slmreason.trainer import Processes
@@ -136,6 +135,8 @@ def run_export(args: Sequence[str], description: str) -> int:
 
 def run_report(args: Sequence[str], description: str) -> int:
     """Shows what a run did, from its files alone."""
+    from slmreason.report.report import write_report  # plotting takes a second that no other command needs
+
     parser = Parser(prog="slmreason report", description=description, allow_abbrev=False)
     parser.add_function_arguments(write_report, sub_configs=False, as_positional=True)
     try:

@@ -17,6 +17,7 @@ from slmreason.config import RECIPES, build_parser, parse
 from slmreason.data.strata import Strata, acquisition_set, consolidation_set, routed
 from slmreason.evaluate.compare import Outcome, arms_tables, read_outcome, save_comparison, summarise
 from slmreason.records import Problem
+from slmreason.report.report import write_comparison
 from tests.runs import SMALL, command
 
 
@@ -75,20 +76,26 @@ def test_what_cannot_be_compared_is_said() -> None:
 
 
 def test_files_of_a_comparison(tmp_path: Path) -> None:
-    runs = [outcome(arm, seed, {"x": [True, arm == "a"], "y": [False]}) for arm in "ab" for seed in (0, 1)]
-    results = summarise(runs, ["a", "b"])
+    runs = [outcome(arm, seed, {"x": [True, arm == "a"], "y": [False]}) for arm in ("a", "<b>") for seed in (0, 1)]
+    results = summarise(runs, ["a", "<b>"])
     save_comparison(tmp_path, runs, results)
+    write_comparison(tmp_path, results, runs, 12_000)
     with open(tmp_path / "runs.csv") as file:
         rows = list(csv.DictReader(file))
     assert [(row["arm"], row["seed"], row["x"], row["mean"], row["trained"]) for row in rows] == [
         ("a", "0", "1.0000", "0.5000", "20"), ("a", "1", "1.0000", "0.5000", "20"),
-        ("b", "0", "0.5000", "0.2500", "20"), ("b", "1", "0.5000", "0.2500", "20"),
+        ("<b>", "0", "0.5000", "0.2500", "20"), ("<b>", "1", "0.5000", "0.2500", "20"),
     ]  # fmt: skip
     with open(tmp_path / "arms.csv") as file:
         arms = list(csv.DictReader(file))
     assert [row["ahead"] for row in arms] == ["", "0.2500"]
     assert float(arms[1]["ahead_low"]) == results[1].ahead.low  # type: ignore[union-attr]
     assert (tmp_path / "arms.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 1
+    assert "+25.0 [" in page
+    assert "<b>" not in page
+    assert "&lt;b&gt;" in page
     over_all, each = arms_tables(results, "title")
     assert (len(over_all.columns), len(each.columns), over_all.row_count) == (5, 3, 2)
 

@@ -59,5 +59,7 @@ def test_callbacks_have_one_import_name() -> None:
 
 
 def test_no_module_imports_vllm_or_openai_on_the_start_up_path() -> None:
-    code = "import sys, slmreason.commands; sys.exit(bool({'vllm', 'openai', 'matplotlib'} & set(sys.modules)))"
+    # (torchmetrics imports matplotlib wherever it is installed; our pictures come when something is drawn.)
+    late = {"vllm", "openai", "slmreason.report.pictures"}
+    code = f"import sys, slmreason.commands; sys.exit(bool({late} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from slmreason.data.ledger import read_lines
 from slmreason.redact import cell
-from slmreason.runfolder import write_file, write_text
+from slmreason.runfolder import write_text
 
 DRAWS = 10_000
 
@@ -180,7 +180,7 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Ta
 
 
 def save_comparison(folder: Path, outcomes: Sequence[Outcome], results: Sequence[ArmResult]) -> None:
-    """`runs.csv` with a line a run, `arms.csv` with a line an arm, and `arms.png`."""
+    """`runs.csv` with a line a run, `arms.csv` with a line an arm."""
     names = list(results[0].benchmarks)
     runs = [
         [o.arm, o.seed, *(f"{o.accuracy[name]:.4f}" for name in names), f"{o.mean:.4f}",
@@ -195,35 +195,9 @@ def save_comparison(folder: Path, outcomes: Sequence[Outcome], results: Sequence
         arms.append([result.arm, len(result.seeds), *numbers, f"{result.tokens:.0f}", f"{result.seconds:.0f}"])
     heads = [f"{name}{end}" for name in ("mean", *names, "ahead") for end in ("", "_low", "_high")]
     write_csv(folder / "arms.csv", ["arm", "seeds", *heads, "tokens", "seconds"], arms)
-    plot(folder / "arms.png", results)
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *rows])
     write_text(path, text.getvalue())
-
-
-def plot(path: Path, results: Sequence[ArmResult]) -> None:
-    """Accuracy of each arm, and how far the first is ahead of it, with intervals."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 0.42 * len(results) + 1.2), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    places = range(len(results))
-    for axes, estimates, title in (
-        (left, [result.mean for result in results], "accuracy, mean of the benchmarks, %"),
-        (right, [result.ahead for result in results], f"{results[0].arm} ahead by, points"),
-    ):
-        for place, estimate in zip(places, estimates, strict=True):
-            if estimate is not None:
-                axes.plot([100 * estimate.low, 100 * estimate.high], [place, place], color="#4878b0", linewidth=2)
-                axes.plot([100 * estimate.mean], [place], "o", color="#4878b0")
-        axes.set_title(title, fontsize=10)
-        axes.grid(axis="x", alpha=0.3)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-    right.axvline(0, color="black", linewidth=0.8)
-    left.set_yticks(list(places), [result.arm for result in results])
-    left.invert_yaxis()
-    write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))

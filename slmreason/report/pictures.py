@@ -11,6 +11,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
+from slmreason.evaluate.compare import ArmResult
+
 INK = "#123456"
 """Stands for the page's text colour, light or dark."""
 PALETTE = ("#4878b0", "#d1793d", "#4f9d69", "#b8547d", "#8a79c0", "#a08a3c", "#4aa3a8")
@@ -137,3 +139,24 @@ def flow(columns: Sequence[tuple[str, Mapping[str, int]]], moves: Sequence[Mappi
     axes.set_xticks(range(len(columns)), [label for label, _ in columns], rotation=40, ha="right", fontsize=7)
     axes.set_ylabel("problems", fontsize=8, color=INK)
     return as_svg(figure)
+
+
+def arms(results: Sequence[ArmResult]) -> Figure:
+    """Accuracy of each arm of a comparison, and how far the first is ahead of it, with intervals."""
+    figure = Figure(figsize=(9, 0.36 * len(results) + 1.1), layout="constrained")
+    left, right = _axes(figure, 1, 2, 1), _axes(figure, 1, 2, 2)
+    for axes, estimates, title in (
+        (left, [result.mean for result in results], "accuracy, mean of the benchmarks, %"),
+        (right, [result.ahead for result in results], f"{results[0].arm} ahead by, points"),
+    ):
+        for place, estimate in enumerate(estimates):
+            if estimate is not None:
+                axes.plot([100 * estimate.low, 100 * estimate.high], [place, place], color=PALETTE[0], linewidth=2)
+                axes.plot([100 * estimate.mean], [place], "o", color=PALETTE[0])
+        axes.set_title(title, fontsize=9)
+        axes.grid(axis="x", alpha=0.25)
+        axes.set_ylim(len(results) - 0.5, -0.5)
+    right.axvline(0, color=INK, linewidth=0.8)
+    left.set_yticks(range(len(results)), [result.arm for result in results])
+    right.set_yticks([])
+    return figure

@@ -16,13 +16,15 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.text import Text
 
 from slmreason.data.ledger import read_lines
 from slmreason.data.strata import Bands
+from slmreason.evaluate.compare import ArmResult, Outcome
 from slmreason.records import Band, BridgeResult, Critique, from_json
 from slmreason.redact import shown
 from slmreason.report import pictures
-from slmreason.runfolder import write_text
+from slmreason.runfolder import write_file, write_text
 
 GRPO_CURVES = {
     "reward": "grpo/reward_step",
@@ -53,12 +55,29 @@ def write_report(run: Path, out: Path | None = None, examples: int = 6) -> Path:
     if not (run / "summary.json").exists():
         raise ValueError(f"{run}: no run there, or none that has finished a stage (summary.json is missing)")
     path = out or run / "report.html"
+    write_text(path, _page("run", contents(run, examples)))
+    return path
+
+
+def write_comparison(folder: Path, results: Sequence[ArmResult], outcomes: Sequence[Outcome], budget: int) -> None:
+    """Writes the page of a comparison, `report.html`, and its picture, `arms.png`."""
+    figure = pictures.arms(results)
+    shown_as = {"name": folder.resolve().name, "results": results, "outcomes": outcomes, "budget": budget,
+                "picture": Markup(pictures.as_svg(figure))}  # fmt: skip  # noqa: S704 - ours, names of arms are escaped
+    write_text(folder / "report.html", _page("comparison", shown_as))
+    plain = pictures.arms(results)
+    for text in plain.findobj(Text):
+        text.set_color("black")
+    write_file(folder / "arms.png", lambda temporary: plain.savefig(temporary, format="png", dpi=150))
+
+
+def _page(name: str, shown_as: Mapping[str, Any]) -> str:
+    """A template filled in. What it is given is text, but for pictures: markup in it is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, finalize=lambda value: value if isinstance(value, Markup) else shown(str(value)),
     )  # fmt: skip
-    write_text(path, environment.get_template("page.html.jinja").render(contents(run, examples)) + "\n")
-    return path
+    return environment.get_template(f"{name}.html.jinja").render(shown_as) + "\n"
 
 
 def contents(run: Path, examples: int) -> dict[str, Any]:
