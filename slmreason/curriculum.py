@@ -39,7 +39,15 @@ from slmreason.data.ledger import Ledger, Place, evidence_of, read_lines
 from slmreason.data.sources import most_common
 from slmreason.data.strata import stratify
 from slmreason.distributed import first_only, gathered, is_first
-from slmreason.evaluate.benchmarks import Benchmark, EvaluationSettings, Score, evaluate, save_scores, scores_table
+from slmreason.evaluate.benchmarks import (
+    Benchmark,
+    EvaluationSettings,
+    Score,
+    answers_path,
+    evaluate,
+    save_scores,
+    scores_table,
+)
 from slmreason.modules.base import StudentModule
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
@@ -513,7 +521,7 @@ class Curriculum:
         total = sum(len(benchmark.problems) for benchmark in self.benchmarks)
         with self._track(f"benchmarks after {label}", total) as advance:
             settings = self.evaluation.greedy()
-            answers = self.run_dir / "answers" / f"{label.replace(' ', '-')}.jsonl"
+            answers = answers_path(self.run_dir, label)
             scores = evaluate(self.student, self.engine, self.reward, self.benchmarks, settings, advance, answers)
         return [asdict(score) for score in scores]
 

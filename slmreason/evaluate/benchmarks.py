@@ -150,6 +150,11 @@ def evaluate(
     return scores
 
 
+def answers_path(run_dir: Path, stage: str) -> Path:
+    """Where a run keeps what its student answered after a stage, by the stage's label: `base`, `round 1 sft`."""
+    return run_dir / "answers" / f"{stage.replace(' ', '-')}.jsonl"
+
+
 def answer_rows(benchmark: str, group: RolloutGroup) -> list[dict[str, Any]]:
     """What the student answered to one problem of a benchmark, and whether it was right."""
     return [

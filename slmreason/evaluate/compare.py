@@ -19,6 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from slmreason.data.ledger import read_lines
+from slmreason.evaluate.benchmarks import answers_path
 from slmreason.redact import cell
 from slmreason.runfolder import write_text
 
@@ -92,7 +93,7 @@ def read_outcome(run_dir: Path, arm: str, seed: int) -> Outcome | None:
     if not scored:
         raise ValueError(f"{summary}: no benchmark was run")
     correct: dict[str, dict[str, bool]] = {}
-    for row in read_lines(run_dir / "answers" / f"{scored[-1]['stage'].replace(' ', '-')}.jsonl"):
+    for row in read_lines(answers_path(run_dir, scored[-1]["stage"])):
         correct.setdefault(row["benchmark"], {})[row["problem_id"]] = row["correct"]
     return Outcome(arm, seed, correct, stages[-1]["tokens"], sum(stage["seconds"] for stage in stages))
 

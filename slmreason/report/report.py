@@ -20,6 +20,7 @@ from matplotlib.text import Text
 
 from slmreason.data.ledger import read_lines
 from slmreason.data.strata import Bands
+from slmreason.evaluate.benchmarks import answers_path
 from slmreason.evaluate.compare import ArmResult, Outcome
 from slmreason.records import Band, BridgeResult, Critique, from_json
 from slmreason.redact import shown
@@ -207,10 +208,7 @@ def _changed_answers(run: Path, ran: Sequence[Mapping[str, Any]], count: int) ->
     if len(ran) < 2:
         return {}
     before, after = (
-        {
-            (row["benchmark"], row["problem_id"]): row
-            for row in read_lines(run / "answers" / f"{stage['stage'].replace(' ', '-')}.jsonl")
-        }
+        {(row["benchmark"], row["problem_id"]): row for row in read_lines(answers_path(run, stage["stage"]))}
         for stage in (ran[0], ran[-1])
     )
     pairs = [{"before": before[key], "after": after[key]} for key in after if key in before]
