@@ -69,7 +69,7 @@ from slmreason.rollout.engine import RolloutEngine, Sampling, stable_seed
 from slmreason.runfolder import append_records, read_records, write_records, write_text
 from slmreason.stages import AcquisitionStage, ConsolidationStage, CritiqueStage, bridge_rejects
 from slmreason.student import Student
-from slmreason.teacher.bridge import BridgeSettings, bridge, given
+from slmreason.teacher.bridge import KNOWN, BridgeSettings, bridge, given
 from slmreason.teacher.critique import CritiqueSettings, critique, recheck
 from slmreason.teacher.teacher import FirstProcessTeacher, Teacher
 from slmreason.teacher.traces import TraceTeacher
@@ -86,9 +86,10 @@ class ProbeSettings:
 
     attempts: int = 8
     """Rollouts of each problem (METHOD's k)."""
-    refresh: Literal["stale", "missing", "never"] = "stale"
+    refresh: Literal["stale", "unsolved", "missing", "never"] = "stale"
     """What is measured before a stage. `stale`: before GRPO what is not evidence of the student as it stands, before
     SFT only what is older than the last GRPO fit, whose rollouts count for free. `missing`: problems never sampled.
+    `unsolved`: those, and before GRPO what no rollout solved before the SFT fit: GRPO itself measures the others.
     `never`: nothing; then `data.routing` must be `all`, or there must be `data.evidence`."""
     epoch_share: float = 1.0
     """Share of the pool that is measured again at the end of each SFT epoch; 0 for none."""
@@ -195,6 +196,7 @@ class Curriculum:
         self._device = device
         self._last_grpo_began: int | None = None
         self._evaluate_due = False
+        self._teacher_traces: list[Trace] = []
         self._going_on: tuple[Path, RunState] | None = None
         """The checkpoint that the next fit goes on from, in its middle."""
 
@@ -374,6 +376,7 @@ class Curriculum:
             made = read_records(self._stage_dir(place) / "bridge.jsonl", BridgeResult)
             stage.results = {(result.band or "", result.problem.id): result for result in made}
         self._bridged = len(stage.results)
+        self._teacher_traces = self._known_traces()
         return stage, "nobody is medium or hard with a trace that passes the checks"
 
     def _enter_grpo(self, place: Place) -> tuple[StageSet | None, str]:
@@ -425,8 +428,17 @@ class Curriculum:
         exemplars = self.data.ledger.exemplars(self.data.problems, self.data.band_of)
         return results + bridge(
             problems, self.student, self.engine, self.teacher, self.reward, settings, sampling,
-            exemplars, self._more_traces(problems), self.data.token_budget,
+            exemplars, self._more_traces(problems), self._teacher_traces, self.data.token_budget,
         )  # fmt: skip
+
+    def _known_traces(self) -> list[Trace]:
+        """What the teacher wrote in the rounds before, but for rewrites that are wrong: those it may do better now."""
+        files = sorted(self.run_dir.glob("round-*/sft/bridge.jsonl"))
+        results = [result for path in files for result in read_records(path, BridgeResult)]
+        candidates = [candidate for result in results for candidate in result.candidates]
+        return [
+            c.trace for c in candidates if c.trace.provenance == "teacher" or (c.rejected or KNOWN).startswith(KNOWN)
+        ]
 
     def _more_traces(self, problems: Sequence[Problem]) -> list[Trace]:
         """The new traces of the critique round before, and what the student itself wrote right."""
@@ -437,17 +449,20 @@ class Curriculum:
 
     def _probe(self, place: Place) -> None:
         """Measures rho where the evidence is stale or missing."""
-        ledger, oldest = self.data.ledger, self.student.policy_version
-        if self.settings.probe.refresh == "never":
+        ledger, refresh = self.data.ledger, self.settings.probe.refresh
+        if refresh == "never":
             return
-        if self.settings.probe.refresh == "missing":
+        oldest = self.student.policy_version
+        if refresh == "missing" or (refresh == "unsolved" and place.stage == "sft"):
             oldest = 0
         elif place.stage == "sft" and self._last_grpo_began is not None:
             oldest = self._last_grpo_began
 
         def wanted(problem: Problem) -> bool:
             difficulty = ledger.get(problem.id)
-            return difficulty is None or difficulty.policy_version < oldest
+            if difficulty is None or difficulty.policy_version >= oldest:
+                return difficulty is None
+            return refresh != "unsolved" or difficulty.successes == 0
 
         self._sample([p for p in self.data.problems if wanted(p)], place, f"round {place.round} probe")
 

@@ -157,7 +157,7 @@ def _bridged(
         if part:
             made_of = bridge(
                 part, made.student, made.rollout, teacher, made.reward, chosen, sampling, exemplars, own,
-                made.data.token_budget,
+                token_budget=made.data.token_budget,
             )  # fmt: skip
             results |= {result.problem.id: result for result in made_of}
     return [to_json(results[problem.id]) for problem in chunk]

@@ -18,6 +18,7 @@ from slmreason.data.strata import Strata, acquisition_set, consolidation_set, ro
 from slmreason.evaluate.compare import Outcome, arms_tables, read_outcome, save_comparison, summarise
 from slmreason.records import Problem
 from slmreason.report.report import write_comparison
+from slmreason.student import Student
 from tests.runs import SMALL, command
 
 
@@ -254,6 +255,39 @@ def test_tokens_are_those_of_the_files(tmp_path: Path) -> None:
     found = read_outcome(run_dir, "a", 1)
     assert found is not None
     assert found.mean == statistics.mean(score["value"] for score in stage["scores"])
+
+
+@pytest.mark.slow
+def test_measuring_what_is_unsolved_and_asking_the_teacher_once(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    args = ["fit", *SMALL, f"--run_dir={run_dir}", "--curriculum.stages=[sft,grpo]", "--curriculum.rounds=2",
+            "--curriculum.probe.refresh=unsolved", "--curriculum.probe.attempts=3",
+            "--curriculum.probe.epoch_share=0", "--bridge.handover=false"]  # fmt: skip
+    assert main(args) == 0
+    newest: dict[str, int] = {}
+    measured: dict[tuple[int, str], set[str]] = {}
+    unsolved: dict[tuple[int, str], set[str]] = {}
+    for row in lines(run_dir / "ledger.jsonl"):
+        place = (row["round"], row["stage"])
+        unsolved.setdefault(place, {i for i, successes in newest.items() if successes == 0})
+        if row["attempts"] == 3:  # a group of GRPO has four
+            measured.setdefault(place, set()).add(row["problem_id"])
+        newest[row["problem_id"]] = row["successes"]
+    assert len(measured.pop((1, "sft"))) == 32
+    assert set(measured) == {(1, "grpo"), (2, "grpo")}  # before the SFT of round 2 nothing is
+    assert all(measured[place] == unsolved[place] != set() for place in measured)
+    before, after = (
+        {r["problem"]["id"]: r for r in lines(run_dir / f"round-0{number}" / "sft" / "bridge.jsonl")}
+        for number in (1, 2)
+    )
+    stages = {
+        stage["stage"]: stage["tokens"]["written"] for stage in json.loads((run_dir / "summary.json").read_text())
+    }
+    student = Student("embedded:qwen2", instruction="")
+    new = [c["trace"] for i in after.keys() - before.keys() for c in after[i]["candidates"]]
+    cost = sum(len(student.encode_target(t["text"])) for t in new if t["provenance"] in ("teacher", "bridged"))
+    assert before.keys() & after.keys()
+    assert stages["round 2 sft"] - stages["round 1 grpo"] == cost
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

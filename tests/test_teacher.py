@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from slmreason.embedded.families import FAMILIES, make_problems, rebuild, write_solution
-from slmreason.records import Diagnosis, Problem, Rollout, RolloutGroup, Trace
+from slmreason.records import Diagnosis, Exemplar, Problem, Rollout, RolloutGroup, Trace
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.hf import HFEngine
 from slmreason.student import Student
@@ -200,6 +200,57 @@ def test_without_selection_the_raw_trace_is_taken(student: Student) -> None:
         assert [c.trace.provenance for c in result.candidates] == ["teacher"]
         assert result.chosen is not None
         assert result.chosen.provenance == "teacher"
+
+
+class Counted(ProceduralTeacher):
+    """Notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[str]]] = []
+
+    def solve(self, problems: Sequence[Problem]) -> list[str | None]:
+        self.asked.append(("solve", [p.id for p in problems]))
+        return super().solve(problems)
+
+    def rewrite(
+        self, problems: Sequence[Problem], raw_traces: Sequence[str], exemplars: Sequence[Exemplar]
+    ) -> list[str | None]:
+        self.asked.append(("rewrite", [p.id for p in problems]))
+        assert all(raw_traces)
+        return super().rewrite(problems, raw_traces, exemplars)
+
+
+def test_a_teacher_is_not_asked_again_for_what_it_wrote_before(student: Student) -> None:
+    problems = make_problems("chain", "train", 6, (4,))
+    settings, sampling = BridgeSettings(max_trace_tokens=400), Sampling(80, temperature=0.0)
+    first = bridge(problems[:4], student, HFEngine(), TEACHER, REWARD, settings, sampling)
+    known = [c.trace for result in first for c in result.candidates if c.trace.provenance == "teacher"]
+    known += [c.trace for result in first[:2] for c in result.candidates if c.trace.provenance == "bridged"]
+    teacher, before = Counted(), student.tokens.written
+    again = bridge(problems, student, HFEngine(), teacher, REWARD, settings, sampling, known=known)
+    ids = [problem.id for problem in problems]
+    assert teacher.asked == [("solve", ids[4:]), ("rewrite", ids[2:])]
+    new = {("teacher", i) for i in ids[4:]} | {("bridged", i) for i in ids[2:]}
+    candidates = [candidate.trace for result in again for candidate in result.candidates]
+    paid = [trace.text for trace in candidates if (trace.provenance, trace.problem_id) in new]
+    assert student.tokens.written - before == sum(len(student.encode_target(text)) for text in paid)
+    fresh = bridge(problems, student, HFEngine(), TEACHER, REWARD, settings, sampling)
+    assert [result.chosen for result in again] == [result.chosen for result in fresh]
+
+
+def test_a_trace_known_by_heart_is_not_trained_on(student: Student) -> None:
+    free = run_bridge(student, BridgeSettings(max_trace_tokens=400))
+    scores = {r.problem.id: r.chosen.learnability.mean_nll for r in free if r.chosen and r.chosen.learnability}
+    limit = sorted(scores.values())[len(scores) // 2]
+    results = run_bridge(student, BridgeSettings(max_trace_tokens=400, min_mean_nll=limit))
+    assert {r.problem.id for r in results if r.chosen is None} == {i for i, score in scores.items() if score < limit}
+    for before, after in zip(free, results, strict=True):
+        if after.chosen is None:
+            [fallen] = [new for old, new in zip(before.candidates, after.candidates, strict=True) if old != new]
+            assert fallen.trace == before.chosen
+            assert (fallen.rejected or "").startswith("known by heart: ")
+        else:
+            assert after == before
 
 
 def test_a_near_impossible_trace_is_the_last_resort(student: Student) -> None:

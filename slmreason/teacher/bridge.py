@@ -6,7 +6,7 @@ proposed with one call a kind, continued in one batched generate, and scored in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,6 +49,9 @@ class BridgeSettings:
     max_mean_nll: float = 3.0
     """Nats a token. A trace beyond it is chosen only when every other is beyond it too: ranks are capped and
     surprisal is not, so the ratio alone would favour a near-impossible trace."""
+    min_mean_nll: float = 0.0
+    """Nats a token. A chosen trace below it is known by heart: training on it again teaches nothing and costs what the
+    student knows besides, so it is dropped, and its problem is left to GRPO and CFT."""
     max_rank: int = 100
     """Ranks are capped here in the rank-surprisal ratio."""
     exemplars: int = 3
@@ -62,6 +65,7 @@ class BridgeSettings:
 
 
 TOO_LONG = "too long"
+KNOWN = "known by heart"
 
 
 def check_trace(problem: Problem, text: str, num_tokens: int, max_tokens: int, reward: RewardFn) -> str | None:
@@ -84,6 +88,7 @@ def bridge(
     sampling: Sampling,
     exemplars: Sequence[Exemplar] = (),
     more: Sequence[Trace] = (),
+    known: Sequence[Trace] = (),
     token_budget: int = 8192,
 ) -> list[BridgeResult]:
     """Proposes, verifies, scores and selects a trace for each problem.
@@ -92,17 +97,16 @@ def bridge(
         sampling: how the student continues a hand-over.
         exemplars: right solutions of the student itself, shown to the teacher as style.
         more: further candidates: the student's own right solutions, the new traces of the critique round before.
+        known: what the teacher wrote in earlier rounds; the student has changed since, the teacher has not, so it is
+            not asked, and paid, again.
     """
-    proposals = _propose(problems, student, engine, teacher, settings, sampling, exemplars, more)
+    proposals = _propose(problems, student, engine, teacher, settings, sampling, exemplars, more, known)
     checked = [
         [_checked(problem, trace, student, reward, settings) for trace in traces]
         for problem, traces in zip(problems, proposals, strict=True)
     ]
     scored = _score(problems, checked, student, settings.max_rank, token_budget)
-    return [
-        BridgeResult(problem, tuple(candidates), _select(candidates, settings))
-        for problem, candidates in zip(problems, scored, strict=True)
-    ]
+    return [_selected(problem, candidates, settings) for problem, candidates in zip(problems, scored, strict=True)]
 
 
 def given(problem: Problem, trace: Trace, student: Student, reward: RewardFn, settings: BridgeSettings) -> BridgeResult:
@@ -128,6 +132,7 @@ def _propose(
     sampling: Sampling,
     exemplars: Sequence[Exemplar],
     more: Sequence[Trace],
+    known: Sequence[Trace],
 ) -> list[list[Trace]]:
     proposals: list[list[Trace]] = [[] for _ in problems]
 
@@ -136,9 +141,7 @@ def _propose(
         if text and text not in known:
             proposals[index].append(Trace(problems[index].id, text, provenance))
 
-    raw = teacher.solve(problems)
-    # A trace that came with the dataset costs nothing.
-    student.count_written(text for problem, text in zip(problems, raw, strict=True) if text != problem.trace)
+    raw = _asked(problems, known, "teacher", teacher.solve, student)
     for index, text in enumerate(raw):
         add(index, text, "teacher")
     places = {problem.id: index for index, problem in enumerate(problems)}
@@ -149,10 +152,12 @@ def _propose(
                 add(index, trace.text, trace.provenance)
         return proposals
     have_raw = [index for index, text in enumerate(raw) if text]
-    answers = teacher.rewrite(
-        [problems[i] for i in have_raw], [raw[i] or "" for i in have_raw], exemplars[: settings.exemplars]
-    )
-    student.count_written(answers)
+    raw_of = {problems[index].id: raw[index] or "" for index in have_raw}
+
+    def rewrite(asked: Sequence[Problem]) -> list[str | None]:
+        return teacher.rewrite(asked, [raw_of[problem.id] for problem in asked], exemplars[: settings.exemplars])
+
+    answers = _asked([problems[index] for index in have_raw], known, "bridged", rewrite, student)
     rewritten = dict(zip(have_raw, answers, strict=True))
     for index, text in rewritten.items():
         add(index, text, "bridged")
@@ -163,6 +168,23 @@ def _propose(
         for index, text in _hand_over(problems, guides, student, engine, settings.handover_share, sampling).items():
             add(index, text, "handover")
     return proposals
+
+
+def _asked(
+    problems: Sequence[Problem],
+    known: Sequence[Trace],
+    kind: Provenance,
+    ask: Callable[[Sequence[Problem]], list[str | None]],
+    student: Student,
+) -> list[str | None]:
+    """The teacher's text for each problem: what it wrote before, else what it answers now, which is counted."""
+    texts: dict[str, str | None] = {t.problem_id: t.text for t in reversed(known) if t.provenance == kind}
+    missing = [problem for problem in problems if problem.id not in texts]
+    answers = ask(missing) if missing else []
+    # A trace that came with the dataset costs nothing.
+    student.count_written(text for problem, text in zip(missing, answers, strict=True) if text != problem.trace)
+    texts.update(zip((problem.id for problem in missing), answers, strict=True))
+    return [texts[problem.id] for problem in problems]
 
 
 def _hand_over(
@@ -247,6 +269,17 @@ def _score(
     for (i, j), learnability in zip(places, scores, strict=True):
         result[i][j] = replace(result[i][j], trace=replace(result[i][j].trace, learnability=learnability))
     return result
+
+
+def _selected(problem: Problem, candidates: Sequence[BridgeCandidate], settings: BridgeSettings) -> BridgeResult:
+    """The problem with its chosen trace; with none where that trace is known by heart, since the next best is worse."""
+    chosen = _select(candidates, settings)
+    scores = chosen.learnability if chosen is not None else None
+    if scores is None or scores.mean_nll >= settings.min_mean_nll:
+        return BridgeResult(problem, tuple(candidates), chosen)
+    reason = f"{KNOWN}: {scores.mean_nll:.3f} nats a token, bridge.min_mean_nll is {settings.min_mean_nll}"
+    marked = [replace(c, rejected=reason) if c.trace is chosen else c for c in candidates]
+    return BridgeResult(problem, tuple(marked), None)
 
 
 def _select(candidates: Sequence[BridgeCandidate], settings: BridgeSettings) -> Trace | None:
