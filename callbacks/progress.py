@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.console import Console
 
 from slmreason.data.ledger import Place
 
 
 class StageProgressBar(RichProgressBar):
-    """Lightning's rich bar, headed by round and stage."""
+    """Lightning's rich bar, headed by round and stage; none where the output is not a terminal."""
 
     def __init__(self, place: Place, rounds: int, refresh_rate: int = 1) -> None:
-        super().__init__(refresh_rate=refresh_rate)
+        super().__init__(refresh_rate=refresh_rate if Console().is_terminal else 0)
         self.place, self.rounds = place, rounds
 
     def _get_train_description(self, current_epoch: int) -> str:

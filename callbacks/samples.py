@@ -1,13 +1,16 @@
-"""A look at what the student writes: sampled completions in a file, and a few of them on the screen."""
+"""A look at what the student writes: sampled completions in a file, in the loggers, and a few of them on the screen."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +21,10 @@ from slmreason.redact import shown
 
 
 class SampleCompletions(Callback):
-    """Writes completions of every `every_n_steps`-th GRPO batch to `samples.jsonl` of the stage, and shows one."""
+    """Writes completions of every `every_n_steps`-th GRPO batch to `samples.jsonl` of the stage, and shows one.
+
+    They are the table `grpo/samples` too, in every logger that has a place for one.
+    """
 
     def __init__(self, every_n_steps: int = 10, per_batch: int = 4, show: bool = True, max_chars: int = 300) -> None:
         """
@@ -41,22 +47,25 @@ class SampleCompletions(Callback):
         if not groups or batch_idx % self.every_n_steps:
             return
         picked = [(group, rollout) for group in groups for rollout in best_and_worst(group)][: self.per_batch]
+        rows = [
+            {
+                "epoch": trainer.current_epoch,
+                "batch": batch_idx,
+                "problem_id": group.problem.id,
+                "question": group.problem.question,
+                "answer": group.problem.answer,
+                "completion": rollout.text,
+                "reward": rollout.reward,
+                "correct": rollout.correct,
+                "truncated": rollout.truncated,
+            }
+            for group, rollout in picked
+        ]
         path = Path(trainer.default_root_dir) / "samples.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
-            for group, rollout in picked:
-                row = {
-                    "epoch": trainer.current_epoch,
-                    "batch": batch_idx,
-                    "problem_id": group.problem.id,
-                    "question": group.problem.question,
-                    "answer": group.problem.answer,
-                    "completion": rollout.text,
-                    "reward": rollout.reward,
-                    "correct": rollout.correct,
-                    "truncated": rollout.truncated,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        log_table(trainer, "grpo/samples", rows)
         console = live_console(trainer)
         if self.show and console.is_terminal:
             console.print(self.table(picked[:2]))
@@ -70,6 +79,34 @@ class SampleCompletions(Callback):
             texts = (group.problem.question, group.problem.answer, rollout.text, f"{rollout.reward:g}")
             table.add_row(*(Text(shown(text[: self.max_chars])) for text in texts))
         return table
+
+
+def log_table(trainer: L.Trainer, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as a table in TensorBoard, and in loggers that have a `log_table`, as W&B's. Texts are what may be shown."""
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped  # where Lightning puts the batch's metrics
+    columns = list(rows[0])
+    cells = [[shown(value) if isinstance(value, str) else value for value in row.values()] for row in rows]
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(name, markdown_table(columns, cells), step)
+        elif hasattr(logger, "log_table"):
+            logger.log_table(name, columns=columns, data=cells, step=step)
+
+
+def markdown_table(columns: Sequence[str], cells: Sequence[Sequence[object]]) -> str:
+    """A table whose texts are shown as they are: what Markdown or HTML would take for a mark is written as a number."""
+
+    def line(values: Sequence[object]) -> str:
+        return "| " + " | ".join(_MARKS.sub(_as_number, str(value)).replace("\n", "<br>") for value in values) + " |"
+
+    return "\n".join([line(columns), "|---" * len(columns) + "|", *map(line, cells)])
+
+
+_MARKS = re.compile(r"[&<>\\`*_\[\]!|]")
+
+
+def _as_number(mark: re.Match[str]) -> str:
+    return f"&#{ord(mark[0])};"
 
 
 def live_console(trainer: L.Trainer) -> Console:

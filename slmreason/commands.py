@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
+from rich import get_console
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -283,10 +284,22 @@ def prepare_test(parser: Parser, config: Namespace) -> Job:
     return lambda: processes.run(job)
 
 
+class LineHandler(logging.Handler):
+    """Prints a message as one line, which rich would break at 80 columns where there is no terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), flush=True)
+        except Exception:
+            self.handleError(record)
+
+
 def _quiet() -> None:
     """Our own lines on the screen, and of the libraries' only what a user can act on."""
-    handler = RichHandler(show_path=False, show_level=False, show_time=False, markup=False, highlighter=None,
-                          keywords=[])  # fmt: skip
+    handler: logging.Handler = LineHandler()
+    if get_console().is_terminal:
+        handler = RichHandler(show_path=False, show_level=False, show_time=False, markup=False, highlighter=None,
+                              keywords=[])  # fmt: skip
     handler.setFormatter(SafeFormatter())
     ours = logging.getLogger("slmreason")
     ours.handlers[:] = [handler]

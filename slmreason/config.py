@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +44,10 @@ EMBEDDED_BENCHMARKS = [
 
 CLASS_KEYS: dict[str, type] = {"rollout": RolloutEngine, "teacher": Teacher, "reward": RewardFn}
 """Keys whose value is a class with its arguments."""
+
+
+LOGGER_PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
+"""Loggers that need a package, which is also the name of the extra that brings it."""
 
 
 COMMAND_OPTIONS = ("resume", "out", "recorded", "harvest", "dry_run", "arms", "seeds", "jobs")
@@ -198,10 +203,23 @@ def find_recipe(name: str) -> str:
 
 
 def fresh_trainer_config(config: Namespace) -> dict[str, Any]:
-    """Keyword arguments for a Trainer, with callbacks, loggers and plugins newly made: each fit has its own."""
+    """Keyword arguments for a Trainer, with callbacks, loggers and plugins newly made: each fit has its own.
+
+    Raises:
+        ConfigError: a logger's package is not installed; the message names the extra.
+    """
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(L.Trainer, "trainer")
-    made = parser.instantiate_classes(Namespace(trainer=config.trainer.clone()))
+    try:
+        made = parser.instantiate_classes(Namespace(trainer=config.trainer.clone()))
+    except ValueError as error:
+        for logger, package in LOGGER_PACKAGES.items():
+            if f".{logger}'" in str(error) and find_spec(package) is None:
+                raise ConfigError(
+                    f"trainer.logger: {logger} needs {package}, which is not installed: "
+                    f"pip install 'slmreason[{package}]'"
+                ) from error
+        raise
     return dict(vars(made.trainer))
 
 

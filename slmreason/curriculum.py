@@ -524,7 +524,9 @@ class Curriculum:
             save_scores(self.run_dir / "benchmarks.jsonl", label, report.scores)
         self._evaluate_due = False
         text = " ".join(f"{score.benchmark} {100 * score.value:.1f}" for score in report.scores)
-        log.info("%s: %s in %.0f s%s", label, report.outcome, report.seconds, f" | {text}" if text else "")
+        spent = report.tokens.total - (self.reports[-2].tokens.total if len(self.reports) > 1 else 0)
+        log.info("%s: %s | %.0f s, %d tokens%s", label, report.outcome, report.seconds, spent,
+                 f" | {text}" if text else "")  # fmt: skip
         summary = [
             {"stage": label_of(r.place), "outcome": r.outcome, "seconds": round(r.seconds, 1), "rows": r.rows,
              "tokens": asdict(r.tokens), "scores": [asdict(s) for s in r.scores]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -13,7 +14,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.callbacks.timer import Timer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import (
     DDPStrategy,
     FSDPStrategy,
@@ -52,7 +53,7 @@ def build_trainer(
 
     The user's flags stand, with four additions: max_epochs is at most `epochs`, max_time is what is left of the whole
     run's, the dataloader is rebuilt at each epoch boundary, metrics.csv lies in the stage's folder, and checkpoints
-    hold no pickle.
+    hold no pickle. Each logger has a folder or a run for this stage alone.
 
     Raises:
         ValueError: trainer.plugins has another way to write checkpoints.
@@ -90,7 +91,25 @@ def _loggers(wanted: Any, stage_dir: Path) -> Any:
     if wanted is False:
         return False
     given: list[Logger] = [] if wanted is True else _listed(wanted)
+    for logger in given:
+        _name_after_stage(logger, "/".join(stage_dir.absolute().parts[-3:]))
     return [StageCSVLogger(stage_dir), *given]
+
+
+def _name_after_stage(logger: Logger, stage: str) -> None:
+    """Adds `quickstart/round-01/sft` to a logger's name: steps count from 0 in each fit, so no two may share a curve.
+
+    A fit that is gone on with is the next version of the same name.
+    """
+    if isinstance(logger, CSVLogger | TensorBoardLogger):
+        logger._name = f"{logger.name}/{stage}".lstrip("/")
+    elif isinstance(logger, WandbLogger):
+        import wandb
+
+        wandb.finish()  # a run that is open would be taken for this one
+        options = logger._wandb_init
+        options["name"] = f"{options['name']}/{stage}" if options["name"] else stage
+        options["group"] = options.get("group") or os.environ.get("WANDB_RUN_GROUP") or stage.partition("/")[0]
 
 
 def _listed(value: Any) -> list[Any]:
