@@ -13,7 +13,7 @@ from typing import TextIO
 
 import lightning as L
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from rich import get_console
@@ -44,7 +44,9 @@ from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique
 from slmreason.redact import SafeFormatter, cell
 from slmreason.resume import newest_checkpoint
+from slmreason.rollout.worker import EngineError
 from slmreason.runfolder import NO_ROOM, free_folder, lock_folder, read_records
+from slmreason.teacher.llm import TeacherError
 from slmreason.trainer import Processes
 
 log = logging.getLogger(__name__)
@@ -59,9 +61,11 @@ def run(command: str, args: Sequence[str], description: str) -> int:
 
     Returns:
         0; 2 with one clear message when the arguments, the config or the data they name are wrong; 1 with one when the
-        disk is full; 130 after Ctrl-C.
+        disk is full, the teacher cannot be asked or the rollout engine failed; 130 after Ctrl-C.
     """
     _quiet()
+    if {"-h", "--help"} & set(args):  # what stands under the settings' fields, which takes a while to read
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
     if command == "export":
         return run_export(args, description)
     if command == "report":
@@ -109,6 +113,8 @@ def run(command: str, args: Sequence[str], description: str) -> int:
             raise
         log.warning("stopped from the keyboard; what has been done is kept, %s", go_on)
         return 128 + signal.SIGINT
+    except (TeacherError, EngineError) as error:
+        return fail(f"{error}\nwhat has been done is kept, {go_on}", status=1)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

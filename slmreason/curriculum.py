@@ -85,7 +85,7 @@ class ProbeSettings:
     """How rho is measured outside GRPO. Rollouts are drawn as GRPO draws them."""
 
     attempts: int = 8
-    """Rollouts of each problem (METHOD's k)."""
+    """Rollouts of each problem: the k of the method."""
     refresh: Literal["stale", "unsolved", "missing", "never"] = "stale"
     """What is measured before a stage. `stale`: before GRPO what is not evidence of the student as it stands, before
     SFT only what is older than the last GRPO fit, whose rollouts count for free. `missing`: problems never sampled.

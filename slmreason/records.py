@@ -168,7 +168,7 @@ class Difficulty:
 
     @property
     def rho(self) -> float:
-        """The correctness rate that METHOD calls rho(q)."""
+        """The correctness rate, rho(q) of the method."""
         return self.successes / self.attempts
 
     def interval(self, z: float = 1.959964) -> tuple[float, float]:

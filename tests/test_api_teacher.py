@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from slmreason.cli import main
 from slmreason.config import build_parser, parse
 from slmreason.embedded.families import make_problems, rebuild
 from slmreason.records import Exemplar, Problem, Rollout, RolloutGroup
@@ -31,6 +32,7 @@ from slmreason.teacher.llm import Answer, TeacherError
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.verify.answers import is_correct
 from slmreason.verify.rewards import AnswerReward
+from tests.runs import SMALL
 
 from .scripted_server import CONTENT, TRANSPORT, Messages, ScriptedServer, true_brain
 
@@ -568,3 +570,14 @@ def test_two_runs_may_share_the_file_and_each_line_is_whole(tmp_path: Path) -> N
     children = [subprocess.Popen([sys.executable, str(script), str(path), str(n)], env=os.environ) for n in range(2)]
     assert [child.wait(timeout=60) for child in children] == [0, 0]
     assert sorted(row["key"] for row in rows(tmp_path)) == sorted(f"{n}/{i}" for n in range(2) for i in range(40))
+
+
+def test_a_run_whose_teacher_cannot_be_asked_ends_with_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*SMALL, "--teacher=APITeacher", "--teacher.base_url=http://127.0.0.1:1", "--teacher.model=m",
+            "--teacher.max_retries=0", "--benchmarks=[]", f"--run_dir={tmp_path / 'run'}"]  # fmt: skip
+    assert main(["fit", *args]) == 1
+    message = capsys.readouterr().err.partition("error: ")[2].splitlines()
+    assert message[0].startswith("the teacher m at http://127.0.0.1:1 cannot be asked: ")
+    assert message[1:] == ["what has been done is kept, go on with --resume auto"]
