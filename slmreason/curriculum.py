@@ -376,7 +376,7 @@ class Curriculum:
             made = read_records(self._stage_dir(place) / "bridge.jsonl", BridgeResult)
             stage.results = {(result.band or "", result.problem.id): result for result in made}
         self._bridged = len(stage.results)
-        self._teacher_traces = self._known_traces()
+        self._teacher_traces = self._known_traces(place.round)
         return stage, "nobody is medium or hard with a trace that passes the checks"
 
     def _enter_grpo(self, place: Place) -> tuple[StageSet | None, str]:
@@ -431,10 +431,10 @@ class Curriculum:
             exemplars, self._more_traces(problems), self._teacher_traces, self.data.token_budget,
         )  # fmt: skip
 
-    def _known_traces(self) -> list[Trace]:
+    def _known_traces(self, round: int) -> list[Trace]:
         """What the teacher wrote in the rounds before, but for rewrites that are wrong: those it may do better now."""
-        files = sorted(self.run_dir.glob("round-*/sft/bridge.jsonl"))
-        results = [result for path in files for result in read_records(path, BridgeResult)]
+        files = [self._stage_dir(Place(number, "sft")) / "bridge.jsonl" for number in range(1, round)]
+        results = [result for path in files if path.exists() for result in read_records(path, BridgeResult)]
         candidates = [candidate for result in results for candidate in result.candidates]
         return [
             c.trace for c in candidates if c.trace.provenance == "teacher" or (c.rejected or KNOWN).startswith(KNOWN)
