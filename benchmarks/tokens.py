@@ -3,11 +3,11 @@
     python -m benchmarks.tokens --seeds 1 2 3 --out benchmarks/results/tokens.json
 
 Both start from the embedded student with the same pool, teacher, learning rates, group size and batch sizes: those of
-the quickstart. Theirs is SFT on a trace of every problem, three epochs, then GRPO on all problems until the accuracy is
-reached or its tokens are three times those that ours took in all; the traces are those that the teacher rewrote for the
-student, or its raw ones. A token that is sampled, or written by the teacher, counts once,
-and once again each time it is trained on; prompts count where they are computed for training. Measuring the benchmark
-is counted on neither side.
+the quickstart. Theirs is SFT on a trace of every problem, for as many epochs, then GRPO on all problems until the
+accuracy is reached or its tokens are three times those that ours took to reach it. The traces are the teacher's raw
+ones, which is what TRL has without a Bridge, or those that the teacher rewrote for the student. A token that is
+sampled, or written by the teacher, counts once, and once again each time it is trained on; prompts count where they are
+computed for training. Measuring the benchmark is counted on neither side.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks.common import plain_model, quiet, save
 from slmreason.cli import main as slmreason
+from slmreason.config import build_parser, parse
 from slmreason.embedded.families import make_problems
 from slmreason.evaluate.benchmarks import EvaluationSettings, evaluate, load_benchmarks
 from slmreason.rollout.hf import HFEngine
@@ -70,6 +71,9 @@ def theirs(model: str, seed: int, problems: int, folder: Path, budget: int, trac
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
+    shared = parse(build_parser("fit", ""), ["--config=quickstart"])
+    sft, grpo, rows_per_step = shared.sft, shared.grpo, shared.data.batch_size
+    rollouts_per_step = grpo.prompts_per_step * grpo.group_size
     curve, pool = Curve(), make_problems("chain", "train", POOL)
     student = Student(model, instruction="")
     path = str(student.base_model.config._name_or_path)
@@ -116,10 +120,10 @@ def theirs(model: str, seed: int, problems: int, folder: Path, budget: int, trac
     ]  # fmt: skip
     supervised = SFTTrainer(
         model=network, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
-        args=SFTConfig(output_dir=str(folder / "sft"), per_device_train_batch_size=32, num_train_epochs=3,
-                       learning_rate=3e-4, lr_scheduler_type="linear", warmup_steps=20, max_length=None,
-                       completion_only_loss=True, **quiet_options),
-        callbacks=[Measures(-(-len(rows) // 32))],
+        args=SFTConfig(output_dir=str(folder / "sft"), per_device_train_batch_size=rows_per_step,
+                       num_train_epochs=sft.epochs, learning_rate=sft.learning_rate, lr_scheduler_type=sft.decay,
+                       warmup_steps=sft.warmup_steps, max_length=None, completion_only_loss=True, **quiet_options),
+        callbacks=[Measures(-(-len(rows) // rows_per_step))],
     )  # fmt: skip
     supervised.data_collator = counting(supervised.data_collator)
     supervised.train()
@@ -138,11 +142,12 @@ def theirs(model: str, seed: int, problems: int, folder: Path, budget: int, trac
     prompts = [{"prompt": [{"role": "user", "content": problem.question}]} for problem in pool]
     GRPOTrainer(
         model=network, processing_class=tokenizer, reward_funcs=verify, train_dataset=Dataset.from_list(prompts),
-        args=GRPOConfig(output_dir=str(folder / "grpo"), per_device_train_batch_size=128, num_generations=8,
-                        max_completion_length=80, loss_type="grpo", beta=0.0, temperature=1.0, top_k=0,
-                        learning_rate=2e-5, lr_scheduler_type="constant", warmup_steps=5, max_steps=100_000,
-                        max_grad_norm=1.0, **quiet_options),
-        callbacks=[Measures(10)],
+        args=GRPOConfig(output_dir=str(folder / "grpo"), per_device_train_batch_size=rollouts_per_step,
+                        num_generations=grpo.group_size, max_completion_length=grpo.max_completion_tokens,
+                        loss_type=grpo.loss, beta=0.0, temperature=grpo.temperature, top_k=0,
+                        learning_rate=grpo.learning_rate, lr_scheduler_type="constant",
+                        warmup_steps=grpo.warmup_steps, max_steps=100_000, max_grad_norm=1.0, **quiet_options),
+        callbacks=[Measures(-(-160 // grpo.prompts_per_step))],
     ).train()  # fmt: skip
     return curve
 
@@ -153,23 +158,28 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--problems", type=int, default=1000, help="problems of the benchmark")
     parser.add_argument("--gain", type=float, default=0.05, help="the accuracy to reach, above the base")
-    parser.add_argument("--traces", choices=["rewritten", "raw"], default="rewritten")
+    parser.add_argument("--traces", nargs="+", choices=["raw", "rewritten"], default=["raw", "rewritten"])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     quiet()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as scratch:
             mine = ours(options.model, seed, options.problems, Path(scratch))
             target = mine.points[0][1] + options.gain
-            other = theirs(
-                options.model, seed, options.problems, Path(scratch), 3 * mine.tokens, options.traces, target
-            )
-        row = {"seed": seed, "target": target}
-        for name, curve in (("ours", mine), ("trl", other)):
-            row[name] = {"tokens to target": curve.tokens_to(target), "tokens": curve.tokens, "points": curve.points}
-        print(seed, target, {name: row[name]["tokens to target"] for name in ("ours", "trl")}, flush=True)  # type: ignore[index]
-        rows.append(row)
+            sides = {"ours": mine}
+            budget = 3 * (mine.tokens_to(target) or mine.tokens)
+            for traces in options.traces:
+                sides[f"trl, {traces} traces"] = theirs(
+                    options.model, seed, options.problems, Path(scratch), budget, traces, target
+                )
+        reached = {name: curve.tokens_to(target) for name, curve in sides.items()}
+        print(seed, target, reached, flush=True)
+        rows.append({
+            "seed": seed, "target": target, "budget of trl": budget,
+            **{name: {"tokens to target": reached[name], "tokens": curve.tokens, "points": curve.points}
+               for name, curve in sides.items()},
+        })  # fmt: skip
     save(options.out, rows)
 
 
