@@ -21,7 +21,7 @@ from slmreason import weights
 from slmreason.batching import PackedBatch
 from slmreason.chat import Chat
 from slmreason.distributed import barrier, is_first
-from slmreason.head import of_logits, token_scores
+from slmreason.head import scores_of_logits, token_scores
 from slmreason.records import Tokens
 from slmreason.runfolder import write_folder
 from slmreason.weights import FrozenWeights
@@ -195,10 +195,7 @@ class Student(nn.Module):
                 use_cache=False,
             ).logits  # fmt: skip
         if not fused:
-            log_probs, _, entropy, ranks = of_logits(
-                output[0].float() / temperature, batch.target_ids, with_entropy, with_ranks
-            )
-            return TokenScores(log_probs, entropy, ranks)
+            return TokenScores(*scores_of_logits(output[0], batch.target_ids, temperature, with_entropy, with_ranks))
         columns = list(output.unbind(-1))
         log_probs, others = columns[0], [column.detach() for column in columns[1:]]
         entropy = others.pop(0) if with_entropy else None
