@@ -58,15 +58,11 @@ def prompts_of(student: Student, count: int) -> list[tuple[int, ...]]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("ragged", [True, False])
 @pytest.mark.parametrize("kind", ["embedded:qwen2", "embedded:llama", "lora", "qwen3", "llama 3 rope", "mistral"])
 def test_logits_are_those_of_transformers(
-    kind: str, ragged: bool, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, ragged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`fused`: attention by PyTorch's kernel, as on a GPU."""
-    if fused:
-        monkeypatch.setattr(steps, "by_products", lambda keys: False)
     student = a_student(kind, tmp_path)
     prompts = prompts_of(student, 4)
     if not ragged:

@@ -62,15 +62,6 @@ def is_lean(student: Student) -> bool:
     return student.shares_prompts and rope in FIXED_ROPE and config.hidden_act == "silu"
 
 
-def by_products(keys: Tensor) -> bool:
-    """Whether attention is two batched products and a softmax.
-
-    On a CPU the fused kernel's loops cost more than the arithmetic of the one or two queries that share keys. Half
-    precision keeps it, for its softmax in float32.
-    """
-    return keys.device.type == "cpu" and keys.dtype == torch.float32
-
-
 class PlainSteps:
     """transformers' forward with its growing cache."""
 
@@ -124,23 +115,17 @@ class LeanSteps:
         half = self._sin.shape[-1] // 2
         self._sin = torch.cat([-self._sin[:, :half], self._sin[:, half:]], dim=-1)
         self._mask: Tensor | None = None
-        """True where a row has a token. [rows, 1, 1, room]; None where every row is full."""
-        self._bias: Tensor | None = None
-        """The same as what is added to scores, where attention is by plain products. [rows, key heads, 1, room]"""
-        mask = torch.ones(rows, 1, 1, room, dtype=torch.bool, device=attention_mask.device)
-        mask[:, 0, 0, : self._length] = attention_mask.bool()
-        if by_products(self._keys[0]):
-            nothing = self._keys[0].new_zeros(rows, self._keys[0].shape[1], 1, room)
-            self._bias = nothing.masked_fill_(~mask, float("-inf"))
-        elif not attention_mask.all():
-            self._mask = mask
+        if not attention_mask.all():
+            self._mask = torch.ones(rows, 1, 1, room, dtype=torch.bool, device=attention_mask.device)
+            self._mask[:, 0, 0, : self._length] = attention_mask.bool()
 
     def step(self, tokens: Tensor) -> Tensor:
         """The logits after one more token in each row. [rows] -> [rows, vocab]"""
         cos, sin = self._cos[self._positions, None], self._sin[self._positions, None]
+        seen = None if self._mask is None else self._mask[..., : self._length + 1]
         hidden = self._decoder.embed_tokens(tokens)
         for index, layer in enumerate(self._decoder.layers):
-            hidden = hidden + self._attend(index, layer.self_attn, _norm(layer.input_layernorm, hidden), cos, sin)
+            hidden = hidden + self._attend(index, layer.self_attn, _norm(layer.input_layernorm, hidden), cos, sin, seen)
             inner = _norm(layer.post_attention_layernorm, hidden)
             mlp = layer.mlp
             hidden = hidden + mlp.down_proj(functional.silu(mlp.gate_proj(inner)) * mlp.up_proj(inner))
@@ -148,26 +133,23 @@ class LeanSteps:
         self._positions += 1
         return self._head(_norm(self._decoder.norm, hidden))  # type: ignore[no-any-return]
 
-    def _attend(self, index: int, attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _attend(
+        self, index: int, attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None
+    ) -> Tensor:
         rows, size = len(hidden), attention.head_dim
         query = attention.q_proj(hidden).view(rows, -1, size)
         key = attention.k_proj(hidden).view(rows, -1, size)
         if hasattr(attention, "q_norm"):
             query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-        keys, values, end = self._keys[index], self._values[index], self._length + 1
+        keys, values = self._keys[index], self._values[index]
         turned = _rotate(torch.cat([query, key], dim=1), cos, sin)
         keys[:, :, self._length] = turned[:, query.shape[1] :]
         values[:, :, self._length] = attention.v_proj(hidden).view(rows, -1, size)
         # The queries of the heads that share keys stand where a sequence's would: no key is repeated.
         grouped = turned[:, : query.shape[1]].unflatten(1, (keys.shape[1], -1))
-        keys, values = keys[:, :, :end], values[:, :, :end]
-        if self._bias is None:
-            seen = None if self._mask is None else self._mask[..., :end]
-            found = functional.scaled_dot_product_attention(grouped, keys, values, seen, scale=attention.scaling)
-        else:
-            bias, grouped = self._bias[..., :end].flatten(0, 1), grouped.flatten(0, 1)
-            scores = torch.baddbmm(bias, grouped, keys.flatten(0, 1).mT, alpha=attention.scaling)
-            found = torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(rows, -1)
+        found = functional.scaled_dot_product_attention(
+            grouped, keys[:, :, : self._length + 1], values[:, :, : self._length + 1], seen, scale=attention.scaling
+        )
         return attention.o_proj(found.flatten(1))  # type: ignore[no-any-return]
 
     def keep(self, rows: Tensor) -> None:
@@ -184,7 +166,6 @@ class LeanSteps:
                 tensors[index] = tensor[:count]
         self._positions = self._positions[rows]
         self._mask = None if self._mask is None else self._mask[rows]
-        self._bias = None if self._bias is None else self._bias[rows]
 
 
 def _norm(module: Any, hidden: Tensor) -> Tensor:
