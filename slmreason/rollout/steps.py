@@ -8,6 +8,7 @@ allocated once and written in place. What it computes is what transformers compu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -44,15 +45,20 @@ def prefill(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{_cache_keyword(student): cache},
     )
     logits = output.logits[:, -1].repeat_interleave(copies, dim=0)
     mask = attention_mask.repeat_interleave(copies, dim=0)
     if is_lean(student):
         return LeanSteps(student.base_model, cache, mask, copies, max_new_tokens), logits
-    return PlainSteps(network, cache, mask, copies), logits
+    return PlainSteps(network, cache, mask, copies, _cache_keyword(student)), logits
+
+
+def _cache_keyword(student: Student) -> str:
+    """What the model's forward calls its cache: renamed in transformers 5.24."""
+    return "cache" if "cache" in signature(student.base_model.forward).parameters else "past_key_values"
 
 
 def is_lean(student: Student) -> bool:
@@ -65,9 +71,15 @@ def is_lean(student: Student) -> bool:
 class PlainSteps:
     """transformers' forward with its growing cache."""
 
-    def __init__(self, network: nn.Module, cache: DynamicCache, attention_mask: Tensor, copies: int) -> None:
+    def __init__(
+        self, network: nn.Module, cache: DynamicCache, attention_mask: Tensor, copies: int, keyword: str
+    ) -> None:
+        """
+        Args:
+            keyword: of the network's forward that takes the cache.
+        """
         cache.batch_repeat_interleave(copies)
-        self._network, self._cache, self._mask = network, cache, attention_mask
+        self._network, self._cache, self._mask, self._keyword = network, cache, attention_mask, keyword
 
     def step(self, tokens: Tensor) -> Tensor:
         """The logits after one more token in each row. [rows] -> [rows, vocab]"""
@@ -76,8 +88,8 @@ class PlainSteps:
             input_ids=tokens[:, None],
             attention_mask=self._mask,
             position_ids=self._mask.sum(-1, keepdim=True) - 1,
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._keyword: self._cache},
         )
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
