@@ -248,9 +248,8 @@ def main() -> int:
     began = time.monotonic()
     for variant, flags in VARIANTS.items():
         rows.append(row := _variant(variant, [*TINY, *flags], folder / variant.replace(" ", "-"), options, rng))
-        print(
-            f"{variant}: {row['kills']} kills in {row['runs']} runs, {len(row['differing'])} files differ", flush=True
-        )
+        differ = ", ".join(row["differing"]) or "nothing"
+        print(f"{variant}: {row['kills']} kills in {row['runs']} runs, what differs: {differ}", flush=True)
     result = {
         "command": f"python -m benchmarks.faults --kills {options.kills} --seed {options.seed}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from slmreason.batching import PromptBatch, plan_batches
@@ -21,7 +23,7 @@ from slmreason.modules.sft import SFTModule
 from slmreason.records import Example, Problem, Rollout, RolloutGroup, Tokens
 from slmreason.rollout.hf import HFEngine
 from slmreason.student import Lora, Student
-from slmreason.verify.rewards import AnswerReward
+from slmreason.verify.rewards import AnswerReward, Verdict
 from tests import reference
 
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
@@ -226,8 +228,8 @@ def test_grpo_without_the_recorder_is_an_error_that_names_the_key(student: Stude
 
 def test_a_step_without_an_informative_group_changes_nothing(student: Student) -> None:
     class Nothing(AnswerReward):
-        def __call__(self, problem: Problem, text: str):  # type: ignore[no-untyped-def]
-            return super().__call__(problem, "no answer")
+        def grade(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+            return [Verdict(0.0, False) for _ in pairs]
 
     before = [parameter.detach().clone() for parameter in student.parameters()]
     module = GRPOModule(student, HFEngine(), Nothing(), max_completion_tokens=20, learning_rate=0.1)
@@ -235,6 +237,31 @@ def test_a_step_without_an_informative_group_changes_nothing(student: Student) -
     L.Trainer(max_epochs=1, callbacks=[recorder], **QUIET).fit(module, Prompts([make_problems("chain", "train", 4)]))
     assert all(torch.equal(b, p) for b, p in zip(before, student.parameters(), strict=True))
     assert student.policy_version == 0
+
+
+def test_a_step_without_an_update_does_not_show_the_loss_of_the_step_before(student: Student, tmp_path: Path) -> None:
+    class FirstStepAlone(AnswerReward):
+        steps = 0
+
+        def grade(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+            self.steps += 1
+            return [Verdict(float(n % 2), bool(n % 2)) if self.steps == 1 else Verdict(0.0, False) for n in range(8)]
+
+    module = GRPOModule(student, HFEngine(), FirstStepAlone(), group_size=8, max_completion_tokens=8,
+                        mask_truncated=False)  # fmt: skip
+    loader = Prompts([make_problems("chain", "train", 1), make_problems("chain", "train", 1)])
+    recorder = RecordRollouts(Ledger(None), Place(1, "grpo"))
+    logger = CSVLogger(tmp_path, name="", version="")
+    L.Trainer(
+        max_epochs=1, callbacks=[recorder], **{**QUIET, "logger": logger, "log_every_n_steps": 1}
+    ).fit(module, loader)  # fmt: skip
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        first, second = list(csv.DictReader(file))[:2]
+    of_the_update = {"grpo/loss", "grpo/entropy", "grpo/clipped", "grpo/gradient_norm", "grpo/sampler_mismatch"}
+    assert all(first[name] for name in of_the_update)
+    assert (first["grpo/informative_step"], second["grpo/informative_step"]) == ("1.0", "0.0")
+    assert {name for name in of_the_update if second[name]} == set()
+    assert second["grpo/reward_step"] == "0.0"
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,7 @@ class GRPOModule(StudentModule):
         sampling = self.sampling("grpo", self.student.policy_version, self.trainer.current_epoch, batch_idx)
         groups = collect(self.student, self.engine, self.reward, batch.problems, self.group_size, sampling)
         self.student.tokens.sampled += sum(group.num_tokens for group in groups)
+        self._forget_update()
         self._log_rollouts(groups)
         batches = self.policy_batches(groups)
         loss, stepped = 0.0, False
@@ -286,6 +287,12 @@ class GRPOModule(StudentModule):
             loss = loss + self.kl * (batch.weights * penalty).sum()
             metrics["kl"] = float(penalty.detach().sum())
         return loss, metrics
+
+    def _forget_update(self) -> None:
+        """A step without an update has no loss to show: Lightning would show the last one's until the epoch ends."""
+        for metric in self.trainer._results.values() if self.trainer._results else ():
+            if not metric.meta.on_epoch:
+                metric.reset()
 
     def _log_rollouts(self, groups: Sequence[RolloutGroup]) -> None:
         rollouts = [rollout for group in groups for rollout in group.rollouts]
