@@ -245,16 +245,20 @@ def test_a_step_without_an_update_does_not_show_the_loss_of_the_step_before(stud
 
         def grade(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
             self.steps += 1
-            return [Verdict(float(n % 2), bool(n % 2)) if self.steps == 1 else Verdict(0.0, False) for n in range(8)]
+            right = [self.steps == 1 and n % 2 == 1 for n in range(len(pairs))]
+            return [Verdict(float(r), r) for r in right]
+
+    class Logs(L.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+            pl_module.log("mine", float(batch_idx), batch_size=1, on_step=True, on_epoch=False)
 
     module = GRPOModule(student, HFEngine(), FirstStepAlone(), group_size=8, max_completion_tokens=8,
                         mask_truncated=False)  # fmt: skip
     loader = Prompts([make_problems("chain", "train", 1), make_problems("chain", "train", 1)])
     recorder = RecordRollouts(Ledger(None), Place(1, "grpo"))
     logger = CSVLogger(tmp_path, name="", version="")
-    L.Trainer(
-        max_epochs=1, callbacks=[recorder], **{**QUIET, "logger": logger, "log_every_n_steps": 1}
-    ).fit(module, loader)  # fmt: skip
+    options = QUIET | {"logger": logger, "log_every_n_steps": 1}
+    L.Trainer(max_epochs=1, callbacks=[recorder, Logs()], **options).fit(module, loader)
     with open(tmp_path / "metrics.csv", newline="") as file:
         first, second = list(csv.DictReader(file))[:2]
     of_the_update = {"grpo/loss", "grpo/entropy", "grpo/clipped", "grpo/gradient_norm", "grpo/sampler_mismatch"}
@@ -262,6 +266,7 @@ def test_a_step_without_an_update_does_not_show_the_loss_of_the_step_before(stud
     assert (first["grpo/informative_step"], second["grpo/informative_step"]) == ("1.0", "0.0")
     assert {name for name in of_the_update if second[name]} == set()
     assert second["grpo/reward_step"] == "0.0"
+    assert (first["mine"], second["mine"]) == ("0.0", "1.0")
 
 
 @pytest.mark.parametrize(

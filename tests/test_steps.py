@@ -115,6 +115,25 @@ def test_half_precision_is_as_close_as_its_rounding(dtype: torch.dtype, monkeypa
     assert (ours - truth).norm() < 1.5 * (theirs - truth).norm()
 
 
+@torch.no_grad()
+def test_under_autocast_it_is_as_close_as_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, generator = Student("embedded:qwen2", instruction=""), torch.Generator().manual_seed(0)
+    exact, _ = prefill(student, prompts_of(student, 8), 1, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        lean, _ = prefill(student, prompts_of(student, 8), 1, 24)
+        monkeypatch.setattr(steps, "is_lean", lambda student: False)
+        plain, _ = prefill(student, prompts_of(student, 8), 1, 24)
+    assert isinstance(lean, LeanSteps)
+    off, allowed = 0.0, 0.0
+    for _ in range(20):
+        tokens = torch.randint(10, 60, (8,), generator=generator)
+        truth = exact.step(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, theirs = lean.step(tokens).float(), plain.step(tokens).float()
+        off, allowed = off + float((ours - truth).norm()), allowed + float((theirs - truth).norm())
+    assert off < 1.02 * allowed
+
+
 def test_what_the_lean_steps_do_not_know_goes_the_plain_way(tmp_path: Path) -> None:
     assert is_lean(Student("embedded:llama"))
     assert not is_lean(Student(str(make_checkpoint(tmp_path / "gemma", "gemma"))))

@@ -290,8 +290,8 @@ class GRPOModule(StudentModule):
 
     def _forget_update(self) -> None:
         """A step without an update has no loss to show: Lightning would show the last one's until the epoch ends."""
-        for metric in self.trainer._results.values() if self.trainer._results else ():
-            if not metric.meta.on_epoch:
+        for metric in self.trainer._results.values():  # type: ignore[union-attr] # there while a loop runs
+            if metric.meta.fx == "training_step" and not metric.meta.on_epoch:  # callbacks log what they like
                 metric.reset()
 
     def _log_rollouts(self, groups: Sequence[RolloutGroup]) -> None:

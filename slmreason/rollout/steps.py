@@ -40,20 +40,20 @@ def prefill(
     for row, prompt in enumerate(prompts):
         input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
         attention_mask[row, longest - len(prompt) :] = 1
-    cache = DynamicCache(config=network.config)
+    cache, keyword = DynamicCache(config=network.config), _cache_keyword(student)
     output = network(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
         use_cache=True,
         logits_to_keep=1,
-        **{_cache_keyword(student): cache},
+        **{keyword: cache},
     )
     logits = output.logits[:, -1].repeat_interleave(copies, dim=0)
     mask = attention_mask.repeat_interleave(copies, dim=0)
     if is_lean(student):
         return LeanSteps(student.base_model, cache, mask, copies, max_new_tokens), logits
-    return PlainSteps(network, cache, mask, copies, _cache_keyword(student)), logits
+    return PlainSteps(network, cache, mask, copies, keyword), logits
 
 
 def _cache_keyword(student: Student) -> str:
@@ -183,14 +183,14 @@ class LeanSteps:
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Attention of the few queries that share keys; on a CPU by plain products, in half of the time of sdpa's kernel.
 
-    That kernel rounds half precision only at its end, so there it is taken.
+    That kernel rounds half precision only at its end, so there it is taken; under autocast the values alone are half.
 
     Args:
         query: [rows, key heads, queries, size]
         keys: [rows, key heads, tokens, size], as `values`
         mask: is added to the scores. [rows, 1, 1, tokens]
     """
-    if query.device.type != "cpu" or query.dtype != torch.float32:
+    if query.device.type != "cpu" or values.dtype != torch.float32:
         return functional.scaled_dot_product_attention(query, keys, values, mask, scale=scale)
     scores = (query @ keys.mT).mul_(scale)
     if mask is not None:
