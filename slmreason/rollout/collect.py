@@ -9,6 +9,7 @@ from slmreason.records import Problem, Rollout, RolloutGroup
 from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn, Verdict
+from slmreason.verify.verdicts import graded
 
 
 def collect(
@@ -33,8 +34,8 @@ def collect(
         prompts = [student.encode_question(problem.question) for problem in share]
         completions = engine.generate(student, prompts, group_size, sampling, advance)
         texts = [[student.decode(completion.token_ids) for completion in group] for group in completions]
-        graded = [(problem, text) for problem, row in zip(share, texts, strict=True) for text in row]
-        verdicts = iter(reward.grade(graded))  # in one call, so that the verifier's processes work side by side
+        pairs = [(problem, text) for problem, row in zip(share, texts, strict=True) for text in row]
+        verdicts = iter(graded(reward, pairs))  # in one call, so that the verifier's processes work side by side
         return [
             RolloutGroup(
                 problem,

@@ -30,6 +30,7 @@ from slmreason.student import Student
 from slmreason.teacher.teacher import Teacher
 from slmreason.verify.arithmetic import false_equations
 from slmreason.verify.rewards import RewardFn
+from slmreason.verify.verdicts import verdict_on
 
 
 @dataclass
@@ -72,7 +73,7 @@ def check_trace(problem: Problem, text: str, num_tokens: int, max_tokens: int, r
     """None when a trace may be trained on, else the reason it may not."""
     if num_tokens > max_tokens:
         return f"{TOO_LONG}: {num_tokens} tokens, the cap is {max_tokens}"
-    if not reward(problem, text).correct:
+    if not verdict_on(reward, problem, text).correct:
         return "final answer does not verify"
     wrong = false_equations(text)
     return f"false equation: {wrong[0]}" if wrong else None
