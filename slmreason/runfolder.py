@@ -221,6 +221,33 @@ def append_records(path: Path, records: Iterable[Any]) -> None:
             raise
 
 
+def checked_folder(key: str, text: str) -> Path:
+    """The path of a folder that can be made or written to, as far as can be told without making it.
+
+    Args:
+        key: of the config, for the message.
+
+    Raises:
+        ValueError: it has no name, a file or a link that leads nowhere is in the way, or it cannot be written to.
+    """
+    folder = Path(text)
+    if "\0" in text or not text.strip() or folder.name in ("", ".."):
+        raise ValueError(f"{key}: {text!r} is no name of a folder; give one such as runs/first")
+    try:
+        place = folder
+        while not place.exists():
+            if place.is_symlink():
+                raise ValueError(f"{key}: {place} is a link to {os.readlink(place)}, which does not exist")
+            place = place.parent
+        if not place.is_dir():
+            raise ValueError(f"{key}: {place} is a file; a folder is needed{'' if place == folder else ' there'}")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ValueError(f"{key}: {folder} cannot be written: no permission to write to {place}")
+    except OSError as error:
+        raise ValueError(f"{key}: {folder} cannot be a folder ({error.strerror})") from error
+    return folder
+
+
 def free_folder(wanted: Path) -> Path:
     """`wanted` when it does not exist or is empty, else the first free of `wanted-2`, `wanted-3`, ..."""
     number, folder = 1, wanted

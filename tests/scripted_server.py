@@ -21,6 +21,8 @@ from slmreason.teacher.procedural import ProceduralTeacher, first_wrong_step
 Messages = list[dict[str, str]]
 Brain = Callable[[Messages], str]
 """What a model says next in a conversation."""
+Shape = Callable[[str], dict[str, Any]]
+"""What a server makes of what the model says: the fields of a choice."""
 
 TRANSPORT = ("429", "500", "cut", "half", "html", "no choices", "slow")
 """Faults of the network and the server, which the client overcomes by asking again; `slow` is not even a fault."""
@@ -44,16 +46,18 @@ class ScriptedServer:
         rate: float = 0.3,
         delay_s: float = 0.0,
         retry_after: str = "0.05",
+        shape: Shape = lambda text: {"finish_reason": "stop", "message": {"role": "assistant", "content": text}},
         refuse: Callable[[Messages, str], tuple[int, str] | None] = lambda messages, authorization: None,
     ) -> None:
         """
         Args:
             faults: what may befall a request, each as likely.
             rate: share of the attempts that something befalls.
+            shape: how a choice of a completion is written.
             refuse: a status and a message in place of an answer, by the conversation and the Authorization header.
         """
         self.brain, self.faults, self.rate, self.delay_s = brain, tuple(faults), rate, delay_s
-        self.retry_after, self.refuse = retry_after, refuse
+        self.retry_after, self.refuse, self.shape = retry_after, refuse, shape
         self.counts: Counter[str] = Counter()
         """Attempts by request."""
         self.fates: defaultdict[str, list[str]] = defaultdict(list)
@@ -154,7 +158,7 @@ def _handler(script: ScriptedServer) -> type[BaseHTTPRequestHandler]:
                 self._send(200, _completion(BAD_ANSWERS[fate].format(key=key[:8]), messages))
             else:
                 script.said[key] = script.brain(messages)
-                self._send(200, _completion(script.said[key], messages))
+                self._send(200, _completion(script.said[key], messages, script.shape(script.said[key])))
 
         def _send(self, status: int, text: str, cut: bool = False, kind: str = "application/json") -> None:
             data = text.encode()
@@ -173,10 +177,10 @@ def _handler(script: ScriptedServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _completion(text: str, messages: Messages) -> str:
+def _completion(text: str, messages: Messages, shape: dict[str, Any] | None = None) -> str:
     usage = {"prompt_tokens": sum(len(m["content"].split()) for m in messages), "completion_tokens": len(text.split())}
     usage["total_tokens"] = sum(usage.values())
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    choice = {"index": 0, **(shape or {"finish_reason": "stop", "message": {"role": "assistant", "content": text}})}
     return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice],
                        "usage": usage})  # fmt: skip
 

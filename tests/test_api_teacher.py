@@ -24,6 +24,7 @@ from slmreason.embedded.families import make_problems, rebuild
 from slmreason.records import Exemplar, Problem, Rollout, RolloutGroup
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.hf import HFEngine
+from slmreason.runs import program
 from slmreason.student import Student
 from slmreason.teacher.api import PATIENCE, APITeacher
 from slmreason.teacher.bridge import BridgeSettings, bridge
@@ -63,6 +64,85 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
 
 def one_word(_: Messages) -> str:
     return "\\boxed{1}"
+
+
+# -- shapes of an answer --------------------------------------------------------------------------------------------
+
+THOUGHTS = {"type": "reasoning", "text": "I think it is \\boxed{-1}"}
+SHAPES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "parts": lambda text: {"message": {"content": [{"type": "text", "text": text}]}},
+    "two parts": lambda text: {"message": {"content": [{"type": "text", "text": t} for t in (text[:5], text[5:])]}},
+    "thoughts as a part": lambda text: {"message": {"content": [THOUGHTS, {"type": "text", "text": text}]}},
+    "thinking of parts": lambda text: {
+        "message": {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "no"}]},
+                                {"type": "text", "text": text}]}
+    },
+    "output_text": lambda text: {"message": {"content": [{"type": "output_text", "text": text, "annotations": []}]}},
+    "a part without a type": lambda text: {"message": {"content": [{"text": text}]}},
+    "a value in a part": lambda text: {"message": {"content": [{"type": "text", "text": {"value": text}}]}},
+    "texts as parts": lambda text: {"message": {"content": [text]}},
+    "one part": lambda text: {"message": {"content": {"type": "text", "text": text}}},
+    "thoughts beside it": lambda text: {
+        "message": {"content": text, "reasoning_content": "\\boxed{-1}", "refusal": None}
+    },
+    "no finish reason": lambda text: {"finish_reason": None, "message": {"content": text}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_answer_is_taken_in_whatever_shape_and_asked_for_once(make: Make, name: str) -> None:
+    with ScriptedServer(true_brain(PROBLEMS), shape=SHAPES[name]) as server:
+        assert make(server).solve(PROBLEMS[:3]) == TRUTH.solve(PROBLEMS[:3])
+        assert server.attempts == 3
+
+
+NO_ANSWERS: dict[str, tuple[dict[str, Any], str, int]] = {
+    "refusal": ({"message": {"content": None, "refusal": "I may not"}}, "the model refused: I may not", 1),
+    "refusal as a part": (
+        {"message": {"content": [{"type": "refusal", "refusal": "I may not"}]}}, "the model refused: I may not", 1
+    ),
+    "filtered": (
+        {"finish_reason": "content_filter", "message": {"content": None}},
+        "the server's content filter withheld the answer", 1,
+    ),
+    "filtered in its middle": (
+        {"finish_reason": "content_filter", "message": {"content": "\\boxed{1"}},
+        "the server's content filter withheld the answer", 1,
+    ),
+    "thoughts alone, cut off": (
+        {"finish_reason": "length", "message": {"content": None, "reasoning_content": "so"}},
+        "the answer was cut off at the token limit", 1,
+    ),
+    "thoughts alone": ({"message": {"content": None, "reasoning_content": "so"}}, "the answer is empty", 2),
+    "thoughts as the only part": ({"message": {"content": [THOUGHTS]}}, "the answer is empty", 2),
+    "no parts": ({"message": {"content": []}}, "the answer is empty", 2),
+    "a call of a tool": (
+        {"finish_reason": "tool_calls", "message": {"content": None, "tool_calls": []}}, "the answer is empty", 2
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_ANSWERS)
+def test_what_is_no_answer_is_set_aside_with_the_reason_and_not_paid_for_again(make: Make, name: str) -> None:
+    choice, reason, asked = NO_ANSWERS[name]
+    with ScriptedServer(one_word, shape=lambda _: choice) as server:
+        teacher = make(server, max_retries=3)
+        assert teacher.solve(PROBLEMS[:1]) == [None]
+        assert [reject.reason for reject in teacher.drain_rejects()] == [reason]
+        assert server.attempts == asked
+        again = make(server)
+        assert again.solve(PROBLEMS[:1]) == [None]
+        assert [reject.reason for reject in again.drain_rejects()] == [reason]
+        assert server.attempts == asked  # it is on disk
+
+
+@pytest.mark.parametrize("content", [7, True, [7], [None], [["text"]]])
+def test_a_content_of_another_kind_is_an_error_of_the_server(make: Make, content: Any) -> None:
+    with (
+        ScriptedServer(one_word, shape=lambda _: {"message": {"content": content}}) as server,
+        pytest.raises(TeacherError, match="no chat completion in the body"),
+    ):
+        make(server, max_retries=0).solve(PROBLEMS[:1])
 
 
 # -- thirty percent of all requests fail ----------------------------------------------------------------------------
@@ -580,4 +660,5 @@ def test_a_run_whose_teacher_cannot_be_asked_ends_with_one_message(
     assert main(["fit", *args]) == 1
     message = capsys.readouterr().err.partition("error: ")[2].splitlines()
     assert message[0].startswith("the teacher m at http://127.0.0.1:1 cannot be asked: ")
-    assert message[1:] == ["what has been done is kept, go on with --resume auto"]
+    goes_on = f"{program()} fit --resume {tmp_path / 'run'}"
+    assert message[1:] == [f"what has been done is kept, go on with: {goes_on}"]

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 from slmreason.records import Problem
 from slmreason.redact import MIN_CHARS, hide, redact
+from slmreason.runfolder import checked_folder
+from slmreason.teacher.completions import content_text, is_content, refusal_in
 from slmreason.teacher.llm import Answer, Conversation, Failure, LLMTeacher, TeacherError, progress_line
 
 log = logging.getLogger(__name__)
@@ -120,6 +122,9 @@ class APITeacher(LLMTeacher):
             ValueError: openai is not installed, the key is missing, or a value is wrong; the message names it.
         """
         super().__init__(prompts)
+        if Path(answers).is_dir():
+            raise ValueError(f"teacher.answers: {answers} is a folder; a file is needed")
+        checked_folder("teacher.answers", str(Path(answers).absolute().parent / "x"))
         if importlib.util.find_spec("openai") is None:
             raise ValueError(NOT_INSTALLED)
         if min(concurrency, timeout_s) <= 0 or min(max_retries, input_price, output_price) < 0:
@@ -253,8 +258,10 @@ class APITeacher(LLMTeacher):
             return _NotAsked(str(halt))
         # Servers leave out what they have nothing to say about.
         choice, usage = completion.choices[0], completion.usage
-        text = self._redacted(getattr(choice.message, "content", None) or "")
-        answer = Answer(text, getattr(choice, "finish_reason", None) == "length")
+        content, ended = getattr(choice.message, "content", None), getattr(choice, "finish_reason", None)
+        text = self._redacted(content_text(content))
+        refusal = refusal_in(content, getattr(choice.message, "refusal", None), ended)
+        answer = Answer(text, ended == "length", None if refusal is None else self._redacted(refusal)[:500])
         tokens_in = getattr(usage, "prompt_tokens", None) or guess_tokens(conversation)
         tokens_out = getattr(usage, "completion_tokens", None) or len(text) // CHARS_PER_TOKEN
         with self._lock:
@@ -339,7 +346,7 @@ def _refuse_broken(response: Any) -> None:
         return
     try:
         message = json.loads(response.read())["choices"][0]["message"]
-        sound = isinstance(message.get("content") or "", str)
+        sound = is_content(message.get("content"))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         sound = False
     if sound:  # the library believes the header more than the body
@@ -428,6 +435,8 @@ class AnswerFile:
     def put(self, key: str, answer: Answer, facts: Mapping[str, Any]) -> None:
         """Adds an answer, after `prepare`; it is on the disk when this returns."""
         row = {"key": key, "text": answer.text, "truncated": answer.truncated, **facts}
+        if answer.refusal is not None:
+            row["refusal"] = answer.refusal
         with self._lock:
             kept = self._read()
             # Without a buffer a line is one write, which another run with the same file cannot get into.
@@ -451,7 +460,8 @@ class AnswerFile:
         for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
             try:
                 row = json.loads(line)
-                key, answer, tokens = row["key"], Answer(row["text"], row["truncated"]), int(row["output_tokens"])
+                answer = Answer(row["text"], row["truncated"], row.get("refusal"))
+                key, tokens = row["key"], int(row["output_tokens"])
             except (ValueError, LookupError, TypeError):
                 broken += bool(line.strip())
                 continue

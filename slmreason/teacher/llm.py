@@ -64,6 +64,8 @@ class Answer:
     text: str
     truncated: bool = False
     """True when a token limit cut it off."""
+    refusal: str | None = None
+    """Why there is no answer, where the model or its server refused to give one."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class LLMTeacher(Teacher):
                     found[i] = readers[i](answer_text(answer))
                 except Unusable as error:
                     faults[i] = Reject(*where, str(error), {"answer": answer.text[:KEPT_CHARS]})
-                    if not last and not answer.truncated:  # asked again it would be cut off again
+                    if not last and not answer.truncated and not answer.refusal:  # asked again it would be so again
                         again[i] = [*conversation, *_complaint(answer, error)]
             asked = again
         self._rejects += [faults[i] for i in range(len(problems)) if i not in found]
@@ -230,8 +232,10 @@ def answer_text(answer: Answer) -> str:
     """What an answer says once its thoughts are over.
 
     Raises:
-        Unusable: it was cut off, its thoughts do not end, or it is empty.
+        Unusable: it was refused or cut off, its thoughts do not end, or it is empty.
     """
+    if answer.refusal:
+        raise Unusable(answer.refusal)
     if answer.truncated:
         raise Unusable("the answer was cut off at the token limit")
     said = whole_characters(answer.text)
