@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loops.progress import _Progress
@@ -79,6 +81,49 @@ def test_what_only_pickle_could_keep_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="checkpoint/callbacks/mine/1: a _Progress cannot be kept without pickle"):
         save_tree(tmp_path / "x", {"callbacks": {"mine": [1, _Progress()]}})
     assert not list(tmp_path.iterdir())
+
+
+KEPT: dict[str, Any] = {
+    "array": np.arange(6, dtype=np.float32).reshape(2, 3), "no dimension": np.array(1.5), "empty": np.zeros((0, 3)),
+    "transposed": np.arange(6).reshape(2, 3).T, "texts": np.array(["a", "bcd"]),
+    "dates": np.array(["2026-01-02"], "M8[D]"),
+    "unsigned": np.arange(3, dtype=np.uint16), "half": np.ones(2, np.float16), "number": np.float32(0.1),
+    "int64": np.int64(7), "true": np.bool_(True), "set": {1, "a", (2, 3)}, "frozenset": frozenset({1}), "no set": set(),
+    "bytes": b"\x00\xff", "date": date(2026, 1, 2), "time": datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
+    "duration": timedelta(days=-1, microseconds=5), "deque": deque([1, 2], maxlen=2), "complex": 1 - 2j,
+    "in a dict of numbers": {1: np.arange(2)}, "in a tuple": ({1}, np.arange(1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_callbacks_commonly_keep_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
+    save_tree(tmp_path / "x", {"state": KEPT[name], "beside": [1, {"a": None}]})
+    found = load_tree(tmp_path / "x")
+    assert found["beside"] == [1, {"a": None}]
+    assert repr(found["state"]) == repr(KEPT[name]) or found["state"] == KEPT[name]
+    assert type(found["state"]) is type(KEPT[name])
+    if isinstance(KEPT[name], np.ndarray):
+        assert found["state"].dtype == KEPT[name].dtype
+        assert found["state"].flags.writeable
+    load_tree(tmp_path / "x", with_tensors=False)
+
+
+def test_a_callbacks_state_that_cannot_be_kept_is_left_out_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree = {"state_dict": {"w": torch.ones(1)}, "callbacks": {"good": {"n": 1}, "bad one": {"x": [_Progress()]}},
+            "of a hook": _Progress(), "epoch": 3}  # fmt: skip
+    for _ in range(2):
+        SafetensorsIO().save_checkpoint(tree, tmp_path / "x")
+    found = load_tree(tmp_path / "x")
+    assert list(found) == ["state_dict", "callbacks", "epoch"]
+    assert found["callbacks"] == {"good": {"n": 1}}
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "of a hook is left out" in told[0]
+    assert "callbacks/bad one is left out, so a run that goes on begins it anew: checkpoint/x/0: a _Progress" in told[1]
+    with pytest.raises(TypeError):
+        SafetensorsIO().save_checkpoint({"loops": _Progress()}, tmp_path / "y")
 
 
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])
