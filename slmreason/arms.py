@@ -23,6 +23,7 @@ from rich.console import Console
 
 from slmreason.config import RECIPES, ConfigError, Parser, build_parser, differing_keys, parse
 from slmreason.evaluate.compare import Outcome, arms_tables, read_outcome, save_comparison, summarise
+from slmreason.tables import print_tables
 
 log = logging.getLogger(__name__)
 ARMS = (
@@ -192,7 +193,7 @@ def show(out: Path, outcomes: Sequence[Outcome], arms: Sequence[str], budget: in
 
     seeds = results[0].seeds
     title = f"greedy pass@1 in % at {budget / 1e6:.2f} M tokens, {len(seeds)} seeds, [95 % interval]"
-    Console().print(*arms_tables(results, title))
+    print_tables(Console(), *arms_tables(results, title))
     save_comparison(out, outcomes, results)
     write_comparison(out, results, outcomes, budget)
     log.info("report.html, arms.png, arms.csv and runs.csv: %s", out)

@@ -39,11 +39,13 @@ from slmreason.redact import cell
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling, stable_seed
 from slmreason.runfolder import append_records, record_of, write_text
+from slmreason.tables import print_tables
 from slmreason.teacher.bridge import BridgeSettings, bridge
 from slmreason.teacher.critique import critique, pick_attempts
 from slmreason.teacher.teacher import FirstProcessTeacher
 from slmreason.teacher.traces import TraceTeacher
 from slmreason.trainer import Processes
+from slmreason.verify.verdicts import try_reward
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -60,6 +62,7 @@ def load_data(made: Namespace, config: Namespace) -> list[Benchmark]:
     """
     benchmarks = load_benchmarks(config.benchmarks, made.evaluation, made.student)
     made.data.load(made.student.prompt_length, {benchmark.name: benchmark.problems for benchmark in benchmarks})
+    try_reward(made.reward, made.data.problems[0])
     return benchmarks
 
 
@@ -266,7 +269,7 @@ def _set_aside(out: Path, rejects: Sequence[Reject]) -> None:
 
 
 def _print(table: Table) -> None:
-    Console(quiet=not is_first()).print(table)
+    print_tables(Console(quiet=not is_first()), table)
 
 
 def strata_table(strata: Strata, ledger: Ledger) -> Table:
