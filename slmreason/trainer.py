@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.callbacks.timer import Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -28,12 +29,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from slmreason.callbacks import KeepCheckpoints, TrainingHealth
+from slmreason.callbacks import KeepCheckpoints, StageProgressBar, TrainingHealth
 from slmreason.checkpoint import SafetensorsIO
+from slmreason.data.ledger import Place
 from slmreason.distributed import is_first, world_size
 from slmreason.metricsfile import StageCSVLogger
 from slmreason.modules.grpo import GRPOModule
 from slmreason.student import Student
+from slmreason.trainerflags import check_loggers, in_stage, refuse_callbacks, refuse_flags
 from slmreason.weights import like
 
 T = TypeVar("T")
@@ -51,9 +54,10 @@ def build_trainer(
 ) -> L.Trainer:
     """The Trainer of one fit.
 
-    The user's flags stand, with four additions: max_epochs is at most `epochs`, max_time is what is left of the whole
-    run's, the dataloader is rebuilt at each epoch boundary, metrics.csv lies in the stage's folder, and checkpoints
-    hold no pickle. Each logger has a folder or a run for this stage alone.
+    The user's flags stand, with four additions: max_epochs is at most `epochs`, max_time is that of the whole run
+    (`KeepCheckpoints` sees to it, or Lightning's timer by `time_left` where there are no checkpoints), the dataloader
+    is rebuilt at each epoch boundary, metrics.csv lies in the stage's folder, and checkpoints hold no pickle. Each
+    logger has a folder or a run for this stage alone.
 
     Raises:
         ValueError: trainer.plugins has another way to write checkpoints.
@@ -61,18 +65,21 @@ def build_trainer(
     config = fresh_config()
     wanted = config.get("max_epochs")
     config["max_epochs"] = epochs if wanted is None or wanted < 0 else min(epochs, wanted)
-    config["max_time"] = time_left
+    # Whoever keeps checkpoints stops the fit where it can be gone on with; Lightning's own timer does not.
+    keeps_time = config.get("enable_checkpointing") is not False
+    config["max_time"] = None if keeps_time else time_left
     config["default_root_dir"] = str(stage_dir)
     config["reload_dataloaders_every_n_epochs"] = 1
     config["use_distributed_sampler"] = False  # batches are planned for all ranks at once
     config["logger"] = _loggers(config.get("logger"), stage_dir)
-    config["callbacks"] = _callbacks(config, callbacks)
+    config["callbacks"] = in_stage(_callbacks(config, callbacks), str(getattr(module, "stage", "")))
     config["plugins"] = [*_listed(config.get("plugins")), SafetensorsIO()]
     if any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"][:-1]):
         raise ValueError("trainer.plugins: checkpoints are written as safetensors; another CheckpointIO has no place")
     if config.get("enable_model_summary") is None:
         config["enable_model_summary"] = False  # the same student in every fit: say it only when asked
-    config["log_every_n_steps"] = config.get("log_every_n_steps") or 1
+    if config.get("log_every_n_steps") is None:
+        config["log_every_n_steps"] = 1
     if isinstance(module, GRPOModule):
         # Lightning refuses both under manual optimisation; GRPO does them itself.
         module.gradient_clip_val = config.pop("gradient_clip_val", None)
@@ -81,10 +88,48 @@ def build_trainer(
     return L.Trainer(**with_strategy(config))
 
 
+def try_trainers(
+    fresh_config: FreshConfig, modules: Sequence[L.LightningModule], run_dir: Path, has_budget: bool
+) -> None:
+    """Makes the Trainer of each stage once, with its callbacks, so that what cannot be made is known before it is due.
+
+    Args:
+        modules: of the stages that the run has.
+        has_budget: curriculum.max_tokens is set.
+
+    Raises:
+        ValueError: a flag or a callback is refused, or a Trainer cannot be made; the message names the key.
+    """
+    config = fresh_config()
+    refuse_flags(config, has_budget)
+    theirs = _listed(config.get("callbacks"))
+    refuse_callbacks(theirs, [str(module.stage) for module in modules], config.get("logger") is not False)
+    check_loggers([] if isinstance(config.get("logger"), bool) else _listed(config.get("logger")))
+    for module in modules:
+        keep = KeepCheckpoints(
+            path=Path, state=lambda _: {}, saved=lambda: None, every_n_steps=None, every_minutes=None
+        )
+        ours = [StageProgressBar(Place(1, str(module.stage)), 1), TrainingHealth(), keep]
+        stage_dir = run_dir / "round-01" / str(module.stage)
+        try:
+            build_trainer(fresh_config, module, stage_dir, int(module.epochs), ours, None)  # type: ignore[arg-type]
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException, OSError, ImportError) as error:
+            raise ValueError(f"trainer: the Trainer of {module.stage} cannot be made: {error}") from error
+
+
 def run_time(fresh_config: FreshConfig) -> timedelta | None:
-    """`trainer.max_time` as a duration: the budget of the whole run."""
+    """`trainer.max_time` as a duration: the budget of the whole run.
+
+    Raises:
+        ValueError: it is no duration.
+    """
     wanted = fresh_config().get("max_time")
-    return timedelta(seconds=Timer(wanted).time_remaining() or 0) if wanted is not None else None
+    if wanted is None:
+        return None
+    try:
+        return timedelta(seconds=Timer(wanted).time_remaining() or 0)
+    except (MisconfigurationException, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"trainer.max_time: {wanted!r} is no duration such as 00:08:30:00 (8 h 30 min)") from error
 
 
 def _loggers(wanted: Any, stage_dir: Path) -> Any:
