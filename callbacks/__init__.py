@@ -1,7 +1,7 @@
 """Callbacks of slmreason. Import them as `slmreason.callbacks`; each does the one thing its name says."""
 
 from slmreason.callbacks.budget import TokenBudget
-from slmreason.callbacks.checkpoints import KeepCheckpoints, SeedSteps
+from slmreason.callbacks.checkpoints import KeepCheckpoints, OutOfTime, SeedSteps
 from slmreason.callbacks.harvest import HarvestAllZeroGroups
 from slmreason.callbacks.health import TrainingHealth
 from slmreason.callbacks.progress import StageProgressBar
@@ -12,6 +12,7 @@ from slmreason.callbacks.samples import SampleCompletions
 __all__ = [
     "HarvestAllZeroGroups",
     "KeepCheckpoints",
+    "OutOfTime",
     "RecordRollouts",
     "Reprobe",
     "SampleCompletions",

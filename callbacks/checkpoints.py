@@ -34,8 +34,12 @@ class SeedSteps(Callback):
         torch.manual_seed(seed)
 
 
+class OutOfTime(Exception):
+    """The run's time is used up in the middle of a fit, which has been saved."""
+
+
 class KeepCheckpoints(Checkpoint):
-    """Saves before a batch that begins an optimizer step, when it is due; on SIGTERM it saves and leaves."""
+    """Saves before a batch that begins an optimizer step, when it is due; on SIGTERM or out of time it leaves too."""
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class KeepCheckpoints(Checkpoint):
         saved: Callable[[], object],
         every_n_steps: int | None,
         every_minutes: float | None,
+        deadline: float | None = None,
     ) -> None:
         """
         Args:
@@ -52,9 +57,10 @@ class KeepCheckpoints(Checkpoint):
             saved: called when a checkpoint is on the disk.
             every_n_steps: optimizer steps between two checkpoints.
             every_minutes: minutes between two checkpoints.
+            deadline: of the monotonic clock, in seconds; the first step that would begin later is not begun.
         """
         self._path, self._state, self._saved = path, state, saved
-        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+        self.every_n_steps, self.every_minutes, self.deadline = every_n_steps, every_minutes, deadline
         self._steps, self._last = 0, time.monotonic()
         self._sums: dict[str, tuple[Any, Any]] = {}
 
@@ -66,8 +72,8 @@ class KeepCheckpoints(Checkpoint):
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches:
             return  # gradients that are summed up so far are no part of a checkpoint
-        save, leave = first_only(lambda: (self._due(), preemption.requested()))
-        if save or leave:
+        save, leave, late = first_only(lambda: (self._due(), preemption.requested(), self._late()))
+        if save or leave or late:
             name = f"{pl_module.stage}-epoch-{trainer.current_epoch}-batch-{batch_idx}"
             with _before_batch(trainer):
                 trainer.save_checkpoint(first_only(lambda: self._path(name)))
@@ -75,6 +81,8 @@ class KeepCheckpoints(Checkpoint):
             self._steps, self._last = 0, time.monotonic()
         if leave:
             raise SystemExit(preemption.EXIT_STATUS)
+        if late:
+            raise OutOfTime
         self._steps += 1
 
     def _due(self) -> bool:
@@ -83,6 +91,9 @@ class KeepCheckpoints(Checkpoint):
             (self.every_n_steps and self._steps >= self.every_n_steps)
             or (self._steps and self.every_minutes and waited >= 60 * self.every_minutes)
         )
+
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         for logger in trainer.loggers:

@@ -28,6 +28,7 @@ commands:
 try:
   slmreason fit --config quickstart                 two rounds on an embedded student, a few minutes on 2 cores
   slmreason fit --config quickstart --resume auto   go on with a run that was cut off, at the step where it was
+  slmreason fit --resume runs/quickstart            the same by its folder, which has the config
   slmreason fit --config quickstart --print_config  every key with its value
   slmreason export runs/quickstart my-student       the trained student for other tools
   slmreason fit --help                              every key with what it means

@@ -8,6 +8,7 @@ import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -24,6 +25,7 @@ from rich.table import Table
 from slmreason import preemption
 from slmreason.arms import compare
 from slmreason.config import (
+    GROWS,
     ConfigError,
     Parser,
     build_parser,
@@ -42,12 +44,15 @@ from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique
-from slmreason.redact import SafeFormatter, cell
+from slmreason.redact import SafeFormatter, cell, shown
 from slmreason.resume import newest_checkpoint
 from slmreason.rollout.worker import EngineError
-from slmreason.runfolder import NO_ROOM, free_folder, lock_folder, read_records
+from slmreason.runfolder import NO_ROOM, checked_folder, free_folder, lock_folder, read_records
+from slmreason.runs import GoingOn, newest_unfinished, read_config, with_saved_config
+from slmreason.tables import print_tables
 from slmreason.teacher.llm import TeacherError
-from slmreason.trainer import Processes
+from slmreason.trainer import Processes, run_time, try_trainers
+from slmreason.verify.verdicts import RewardError, try_reward
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +86,7 @@ def run(command: str, args: Sequence[str], description: str) -> int:
             "--resume",
             type=str | None,
             default=None,
-            help="A run's folder, or `auto`: run_dir if a run was begun there.",
+            help="Go on with a run: its folder, or `auto` for the newest unfinished run by this config at run_dir.",
         )
     else:
         parser.add_argument(
@@ -93,30 +98,31 @@ def run(command: str, args: Sequence[str], description: str) -> int:
         parser.add_argument("--dry_run", action="store_true", help="Print counts and estimated cost, and do nothing.")
     prepare = PREPARE[command]
     try:
-        config = parse(parser, args)
+        config = parse(parser, with_saved_config(args) if command == "fit" else args)
         L.seed_everything(config.seed_everything, verbose=False)
         job = prepare(parser, config)
     except (ConfigError, ValueError, FileNotFoundError, MisconfigurationException) as error:
         return fail(error)
     preemption.listen()
-    go_on = "go on with --resume auto" if command == "fit" else "run the same command again"
+    go_on = job.going_on if isinstance(job, FitJob) else "run the same command again"
     try:
         job()
-    except ConfigError as error:
+    except (ConfigError, MisconfigurationException, RewardError) as error:
         return fail(error)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code == preemption.EXIT_STATUS:
-            log.warning("stopped by SIGTERM; what has been done is kept, %s", go_on)
+            tell(f"stopped by SIGTERM; what has been done is kept, {go_on}")
             raise
         # Within a fit Lightning catches the key and leaves with a status of its own.
         if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        log.warning("stopped from the keyboard; what has been done is kept, %s", go_on)
+        tell(f"stopped from the keyboard; what has been done is kept, {go_on}")
         return 128 + signal.SIGINT
     except (TeacherError, EngineError) as error:
         return fail(f"{error}\nwhat has been done is kept, {go_on}", status=1)
     except OSError as error:
         if error.errno not in NO_ROOM:
+            error.add_note(f"what has been done is kept, {go_on}")
             raise
         where = f" ({error.filename})" if error.filename else ""
         return fail(
@@ -124,7 +130,16 @@ def run(command: str, args: Sequence[str], description: str) -> int:
             f"and {go_on}",
             status=1,
         )
+    except Exception as error:
+        error.add_note(f"what has been done is kept, {go_on}")  # stands below the traceback
+        raise
     return 0
+
+
+def tell(line: str) -> None:
+    """Prints a line that a person may copy a command from: nothing breaks it, however narrow the terminal is."""
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        print(shown(line), flush=True)
 
 
 def run_export(args: Sequence[str], description: str) -> int:
@@ -168,6 +183,9 @@ def run_compare(args: Sequence[str], description: str) -> int:
 
 def prepare_fit(parser: Parser, config: Namespace) -> Job:
     """The whole method."""
+    going_on = run_to_resume(parser, config)
+    if going_on.folder is None:
+        checked_folder("run_dir", config.run_dir)
     made = instantiate(parser, config)
     student, engine, reward = made.student, made.rollout, made.reward
     sft = SFTModule(student, **vars(config.sft))
@@ -178,11 +196,14 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
     traces, critiques = made.bridge.traces, made.critique.records
     given_traces = read_records(Path(traces), BridgeResult) if traces else []
     given_critiques = read_records(Path(critiques), Critique) if critiques else []
+    modules = {"sft": sft, "grpo": grpo, "cft": cft}
+    stages = [modules[stage] for stage in dict.fromkeys(made.curriculum.stages)]
+    try_trainers(fresh, stages, Path(config.run_dir), made.curriculum.max_tokens is not None)
     processes = Processes(fresh())
-    going_on = run_to_resume(parser, config)
 
     def job() -> None:
-        run_dir = going_on or first_only(lambda: new_run_folder(parser, config))
+        run_dir = going_on.folder or first_only(lambda: new_run_folder(parser, config))
+        going_on.folder = run_dir
         log.info("run folder: %s", run_dir)
         with ExitStack() as held:
             first_only(lambda: held.enter_context(locked(run_dir)) and None)
@@ -192,7 +213,10 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
                 ready.prepare()
             except ValueError as error:
                 raise ConfigError(str(error)) from error
+            tell(f"if it is cut off, {going_on}")
             ready.run()
+        if ready.stopped:
+            tell(going_on.after(ready.stopped))
 
     def curriculum(run_dir: Path) -> Curriculum:
         return Curriculum(
@@ -217,14 +241,34 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
             given_critiques=given_critiques,
         )
 
-    return lambda: processes.run(job)
+    return FitJob(lambda: processes.run(job), going_on)
+
+
+@dataclass
+class FitJob:
+    """The long part of `fit`, which knows how the run is gone on with."""
+
+    do: Job
+    going_on: GoingOn
+
+    def __call__(self) -> object:
+        return self.do()
 
 
 def new_run_folder(parser: Parser, config: Namespace) -> Path:
-    """A free folder with the config in it."""
+    """A free folder with the config in it.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
     run_dir = free_folder(Path(config.run_dir))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    parser.save(config, str(run_dir / "config.yaml"), skip_none=False, overwrite=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        parser.save(config, str(run_dir / "config.yaml"), skip_none=False, overwrite=True)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        raise ConfigError(f"run_dir: {run_dir} cannot be made ({error.strerror})") from error
     return run_dir
 
 
@@ -240,27 +284,29 @@ def locked(run_dir: Path) -> TextIO:
         raise ConfigError(str(error)) from error
 
 
-def run_to_resume(parser: Parser, config: Namespace) -> Path | None:
-    """The folder of the run to go on with, if `--resume` names one that was begun with this very config.
+def run_to_resume(parser: Parser, config: Namespace) -> GoingOn:
+    """The run to go on with, if `--resume` names one that was begun with this very config; else one that has no folder.
 
     Raises:
         ConfigError: the folder holds no run, or its config differs; the message names the keys.
         ValueError: none of its checkpoints can be read.
     """
     wanted = config.pop("resume", None)
-    if wanted is None:
-        return None
-    run_dir = Path(config.run_dir if wanted == "auto" else wanted)
-    saved = run_dir / "config.yaml"
-    if not saved.exists():
-        if wanted == "auto":
-            return None
-        raise ConfigError(f"--resume {wanted}: no run there ({saved} is missing)")
-    before, now = (yaml.safe_load(text) for text in (saved.read_text(), parser.dump(config, skip_none=False)))
-    if keys := differing_keys(before, now):
-        raise ConfigError(f"--resume: {saved} differs in {', '.join(keys)}; a run goes on as it was begun")
-    newest_checkpoint(run_dir)  # whether there is one to go on from is said before anything starts
-    return run_dir
+    now = yaml.safe_load(parser.dump(config, skip_none=False))
+    going_on = GoingOn(now, run_time(lambda: {"max_time": config.trainer.max_time}))
+    if wanted == "auto":
+        going_on.folder = newest_unfinished(Path(config.run_dir), now)
+    elif wanted is not None:
+        folder = Path(wanted)
+        if keys := differing_keys(read_config(folder), now, GROWS):
+            raise ConfigError(
+                f"--resume: {folder / 'config.yaml'} differs in {', '.join(keys)}; a run goes on as it was begun, "
+                "which it does without --config"
+            )
+        going_on.folder = folder
+    if going_on.folder is not None:
+        newest_checkpoint(going_on.folder)  # whether there is one to go on from is said before anything starts
+    return going_on
 
 
 def prepare_test(parser: Parser, config: Namespace) -> Job:
@@ -268,6 +314,8 @@ def prepare_test(parser: Parser, config: Namespace) -> Job:
     out = Path(config.pop("out", "test.jsonl"))
     made = instantiate(parser, config)
     benchmarks = load_benchmarks(config.benchmarks, made.evaluation, made.student)
+    for benchmark in benchmarks[:1]:
+        try_reward(made.reward, benchmark.problems[0])
     processes = Processes(fresh_trainer_config(config))
 
     def job() -> None:
@@ -283,7 +331,7 @@ def prepare_test(parser: Parser, config: Namespace) -> Job:
             table.add_row(
                 cell(benchmark.name), str(len(benchmark.problems)), *(str(mine[metric]) for metric in metrics)
             )
-        Console(quiet=not is_first()).print(table)
+        print_tables(Console(quiet=not is_first()), table)
         save_scores(out, config.student.model, scores)
         log.info("scores: %s", out)
 

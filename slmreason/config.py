@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -133,6 +134,7 @@ def parse(parser: Parser, args: Sequence[str]) -> Namespace:
     """
     config = parser.parse_args(expand(args))
     refuse_secrets(config)
+    with_homes(config)
     return config
 
 
@@ -187,14 +189,37 @@ def _option(args: Sequence[str], flag: str) -> str | None:
     return values[-1] if values else None
 
 
+def with_homes(tree: Any) -> Any:
+    """The config with the home folder in the place of `~` in its paths: a shell puts it there in some places alone.
+
+    Namespaces, dicts and lists are changed in place.
+    """
+    if isinstance(tree, str) and (path := _HOME.fullmatch(tree)):
+        return f"{path[1]}{os.path.expanduser(path[2])}"
+    branches = vars(tree) if isinstance(tree, Namespace) else tree
+    if isinstance(branches, dict):
+        for name, branch in branches.items():
+            branches[name] = branch if name in _TEXTS else with_homes(branch)
+    elif isinstance(branches, list):
+        branches[:] = map(with_homes, branches)
+    return tree
+
+
+_HOME = re.compile(r"((?:[\w.-]+=)?)(~[\w.-]*(?:/[^\n]*)?)")
+"""`~/pool.jsonl`, and `gsm8k=~/pool.jsonl` as the name of a dataset in a file."""
+_TEXTS = ("instruction", "class_path")
+"""Keys whose texts are no paths."""
+
+
 def find_recipe(name: str) -> str:
     """The file as given if it exists, else the packaged recipe of that name (`quickstart`, `configs/quickstart.yaml`).
 
     Raises:
         ConfigError: there is neither.
     """
-    if Path(name).is_file():
-        return name
+    given = os.path.expanduser(name)
+    if Path(given).is_file():
+        return given
     for recipe in (RECIPES / f"{name}.yaml", RECIPES / Path(name).name):
         if recipe.is_file():
             return str(recipe)
@@ -245,10 +270,18 @@ FREE = re.compile(
 """Keys that may change when a run or a step goes on: where and how long, and what a teacher may cost."""
 
 
-def differing_keys(before: Any, now: Any) -> list[str]:
-    """Which keys of two configs differ, but for those in `FREE`, with the first one's values."""
+GROWS = re.compile(r"curriculum\.max_tokens")
+"""Keys that may change besides when one run goes on; runs that are compared must have the same."""
+
+
+def differing_keys(before: Any, now: Any, free: re.Pattern[str] | None = None) -> list[str]:
+    """Which keys of two configs differ, but for those in `FREE` and `free`, with the first one's values."""
     old, new = flat(before), flat(now)
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not FREE.fullmatch(key))
+    keys = sorted(
+        key
+        for key in old.keys() | new.keys()
+        if old.get(key) != new.get(key) and not FREE.fullmatch(key) and not (free and free.fullmatch(key))
+    )
     return [f"{keys[0]} ({old.get(keys[0])!r} then, {new.get(keys[0])!r} now)", *keys[1:]] if keys else []
 
 

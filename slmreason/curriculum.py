@@ -27,6 +27,7 @@ from slmreason import preemption
 from slmreason.callbacks import (
     HarvestAllZeroGroups,
     KeepCheckpoints,
+    OutOfTime,
     RecordRollouts,
     Reprobe,
     SeedSteps,
@@ -53,6 +54,7 @@ from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique, Example, Problem, Reject, RolloutGroup, Trace, from_json
+from slmreason.redact import shown
 from slmreason.resume import (
     Journal,
     RunState,
@@ -69,6 +71,7 @@ from slmreason.rollout.engine import RolloutEngine, Sampling, stable_seed
 from slmreason.runfolder import append_records, read_records, write_records, write_text
 from slmreason.stages import AcquisitionStage, ConsolidationStage, CritiqueStage, bridge_rejects
 from slmreason.student import Student
+from slmreason.tables import print_tables
 from slmreason.teacher.bridge import KNOWN, BridgeSettings, bridge, given
 from slmreason.teacher.critique import CritiqueSettings, critique, recheck
 from slmreason.teacher.teacher import FirstProcessTeacher, Teacher
@@ -78,6 +81,7 @@ from slmreason.verify.rewards import RewardFn
 
 log = logging.getLogger(__name__)
 StageName = Literal["sft", "grpo", "cft"]
+LATE = "trainer.max_time is used up"
 
 
 @dataclass
@@ -192,6 +196,8 @@ class Curriculum:
         self._given_critiques = [recheck(record, student, reward, critique_settings) for record in given_critiques]
         self._began = time.monotonic()
         self._deadline: float | None = None
+        self.stopped: str | None = None
+        """Why the run stopped before its last stage, and the config key that lets it go on; None where it did not."""
         self._accumulate = 1
         self._device = device
         self._last_grpo_began: int | None = None
@@ -213,18 +219,30 @@ class Curriculum:
             self._score()
         places = [Place(number + 1, name) for number in range(self.settings.rounds) for name in self.settings.stages]
         for place in places[len(self.reports) - 1 :]:
+            if self._going_on is None and self._is_late:
+                self._stop_short(places[len(self.reports) - 1 :])
+                break
             if self._is_spent and self._going_on is None:
                 break
             started = time.monotonic() - (self._going_on[1].stage_seconds if self._going_on else 0.0)
             # No stage depends on how many random numbers the ones before it drew.
             L.seed_everything(stable_seed(self.seed, place.round, place.stage) % 2**32, verbose=False)
-            outcome, rows = self._stage(place, started)
+            try:
+                outcome, rows = self._stage(place, started)
+            except OutOfTime:
+                self._cut_short(place, time.monotonic() - started)
+                self._stop_short(places[len(self.reports) - 1 :])
+                break
             is_last = place == places[-1] or self._is_spent
             ends_round = place.stage == self.settings.stages[-1]
             wanted = {"stage": True, "round": ends_round or is_last, "ends": is_last}
             evaluated = wanted[self.settings.evaluate] and (outcome == "done" or is_last)
             self._report(place, outcome, time.monotonic() - started, rows, evaluated)
         self._finish()
+        if self._is_spent and len(self.reports) <= len(places):
+            self.stopped = (
+                f"curriculum.max_tokens is spent, {len(places) + 1 - len(self.reports)} stages were not begun"
+            )
         return self.reports
 
     @property
@@ -260,6 +278,8 @@ class Curriculum:
         elif state.reports:
             log.info("going on after %s", label_of(state.reports[-1].place))
         self.reports, self.critiques = state.reports, state.critiques
+        if state.within is not None and is_first():  # it was cut short, and what it answered then is of the past
+            answers_path(self.run_dir, label_of(state.within)).unlink(missing_ok=True)
         begun = [report.place.stage for report in state.reports] + ([state.within.stage] if state.within else [])
         if "cft" in begun:
             self._given_critiques = []  # an earlier CFT had them, or this one has them among its own
@@ -289,9 +309,6 @@ class Curriculum:
 
     def _stage(self, place: Place, started: float) -> tuple[str, int]:
         """One stage, which began at `started`: (`done` or why it was skipped, rows it started with)."""
-        left, going_on = self._time_left(), self._going_on is not None
-        if left is not None and left <= timedelta(0) and not going_on:
-            return "skipped: trainer.max_time is used up", 0
         enter: dict[str, Callable[[Place], tuple[StageSet | None, str]]] = {
             "sft": self._enter_sft,
             "grpo": self._enter_grpo,
@@ -331,6 +348,7 @@ class Curriculum:
                 saved=lambda: prune(self.run_dir, often.keep) if is_first() else None,
                 every_n_steps=often.every_n_steps,
                 every_minutes=often.every_minutes,
+                deadline=self._deadline,
             ),
         ]
         if self.settings.max_tokens is not None:
@@ -347,8 +365,17 @@ class Curriculum:
         # What is left must be measured now: building the set may have taken long.
         trainer = build_trainer(self.trainer_config, module, stage_dir, module.epochs, callbacks, self._time_left())
         checkpoint, self._going_on = self._going_on[0] if self._going_on else None, None
-        with preemption.between_steps():
-            trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+        try:
+            with preemption.between_steps():
+                trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+        except OutOfTime:
+            module.on_fit_end()
+            self._take_back_student()
+            raise
+        self._take_back_student()
+
+    def _take_back_student(self) -> None:
+        """Lightning moves a module to the CPU when its fit is over."""
         self.student.to(self._device)
         self.student.eval()
 
@@ -503,6 +530,29 @@ class Curriculum:
             log.info("%s: left out, it would take %.0f of the last %d tokens", label, cost, max(0, left))
         return cost <= left / 2
 
+    # -- stopping early -----------------------------------------------------------------------------------------------
+
+    @property
+    def _is_late(self) -> bool:
+        left = self._time_left()
+        return left is not None and left <= timedelta(0)
+
+    def _cut_short(self, place: Place, seconds: float) -> None:
+        """Reports a fit that trainer.max_time ended. Its checkpoint lies in its middle, so none follows."""
+        self.reports.append(StageReport(place, f"cut short: {LATE}", seconds, 0, [], replace(self.student.tokens)))
+        self._evaluate_due = bool(self.benchmarks)
+        self._score(note=" (cut short)")  # the journal may hold it when the stage has gone on to its end
+
+    def _stop_short(self, places: Sequence[Place]) -> None:
+        """Reports the stages that there is no time for. No checkpoint knows of it: given more time, they are run."""
+        self.stopped = f"trainer.max_time is used up, {len(places)} stages were not begun"
+        if self.settings.evaluate != "stage" and not self.reports[-1].scores:
+            self._evaluate_due = bool(self.benchmarks)
+            self._score()
+        for place in places:
+            self.reports.append(StageReport(place, f"skipped: {LATE}", 0.0, 0, [], replace(self.student.tokens)))
+            self._score()
+
     # -- results ----------------------------------------------------------------------------------------------------
 
     def _report(self, place: Place, outcome: str, seconds: float, rows: int, evaluate_now: bool) -> None:
@@ -513,12 +563,16 @@ class Curriculum:
         self._journal.clear()
         self._score()
 
-    def _score(self) -> None:
-        """The benchmarks after the newest stage, if they are due, and the summary of the run so far."""
+    def _score(self, note: str = "") -> None:
+        """The benchmarks after the newest stage, if they are due, and the summary of the run so far.
+
+        Args:
+            note: tells the benchmarks of a stage that was cut short from those after its end.
+        """
         report, label = self.reports[-1], label_of(self.reports[-1].place)
         if self._evaluate_due and self.benchmarks:
             report.scores = [Score(**row) for row in self._journal.chunks(
-                f"benchmarks after {label}", self.benchmarks, lambda _: self._benchmark_rows(label), dict,
+                f"benchmarks after {label}{note}", self.benchmarks, lambda _: self._benchmark_rows(label), dict,
                 len(self.benchmarks),
             )]  # fmt: skip
             save_scores(self.run_dir / "benchmarks.jsonl", label, report.scores)
@@ -546,16 +600,29 @@ class Curriculum:
         strata = stratify(self.data.ledger, self.data.problems, self.data.bands)
         write_text(self.run_dir / "strata.json", json.dumps(strata.counts) + "\n")
         self.student.save(self.run_dir / "student")
-        self.console.print(self.table())
-        self.console.print(f"student: {self.run_dir / 'student'}", soft_wrap=True)
+        if any(report.scores for report in self.reports):
+            print_tables(self.console, self.table())
+        for line in (*self.lines(), f"student: {self.run_dir / 'student'}"):
+            self.console.print(shown(line), soft_wrap=True, markup=False, highlight=False)
 
     def table(self) -> Table:
         """Accuracy on each benchmark, for the base and after each stage that was evaluated."""
         rows: list[tuple[str, Sequence[Score]]] = [(label_of(r.place), r.scores) for r in self.reports if r.scores]
-        table = scores_table("greedy pass@1 in %, 95 % interval", rows)
-        skipped = [f"{label_of(r.place)}: {r.outcome}" for r in self.reports if r.outcome != "done"]
-        table.caption = "\n".join(skipped) or None
-        return table
+        return scores_table("greedy pass@1 in %, 95 % interval", rows)
+
+    def lines(self) -> list[str]:
+        """What the table does not say: which stages were not done, and what the run did where nothing was scored."""
+        others = [f"{label_of(r.place)}: {r.outcome}" for r in self.reports if r.outcome != "done"]
+        if any(report.scores for report in self.reports):
+            return others
+        done, tokens = sum(r.outcome == "done" for r in self.reports[1:]), self.reports[-1].tokens
+        seconds = sum(report.seconds for report in self.reports)
+        return [
+            f"no benchmark was run (benchmarks is empty); {done} of {len(self.reports) - 1} stages done in "
+            f"{seconds:.0f} s with {tokens.total:,} tokens: {tokens.sampled:,} sampled, {tokens.trained:,} trained on, "
+            f"{tokens.written:,} written by the teacher",
+            *others,
+        ]
 
     def _write_set(self, stage: StageSet, change: Restratified, drawn: Sequence[Any]) -> None:
         """What an epoch boundary decided: the strata, the exact set, and the traces that were made for it."""

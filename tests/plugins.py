@@ -66,3 +66,10 @@ class KillsEngine(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         if pl_module.stage == "grpo" and os.environ.get("KILL_ENGINE"):
             pl_module.engine._core._process.kill()
+
+
+class Raises(Callback):
+    """Fails after the first training step."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        raise RuntimeError("as it was told to")

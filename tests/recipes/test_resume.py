@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from benchmarks.faults import TINY, VARIANTS, differing, digest
 from slmreason.cli import main
 from slmreason.resume import checkpoints, newest_checkpoint
 from slmreason.runfolder import lock_folder
+from slmreason.runs import program
 from tests.runs import ONE, ROOT, SMALL, TWO, command
 
 pytestmark = pytest.mark.slow
@@ -89,7 +91,7 @@ def test_sigterm_in_a_fit_saves_and_leaves_with_143(
     done = command(*args, "--curriculum.stages=[sft]")
     assert done.returncode == 143, done.stdout[-3000:]
     assert time.monotonic() - began < 30 + 20  # the start of the command included
-    assert done.stdout.count("go on with --resume auto") == 1
+    assert done.stdout.count(f"what has been done is kept, go on with: {program()} fit --resume {tmp_path}/run\n") == 1
     newest = checkpoints(tmp_path / "run")[-1]
     assert "in-round-1-sft-epoch-0-batch-2" in newest.name
     monkeypatch.delenv("DIES_IN")
@@ -139,7 +141,7 @@ def test_sigterm_while_measuring_leaves_at_once_and_a_second_process_is_refused(
     output = first.stdout.read()
     assert first.wait(30) == 143
     assert time.monotonic() - began < 30
-    assert "go on with --resume auto" in " ".join(output.split())
+    assert f"go on with: {program()} fit --resume {run}\n" in output
     assert main([*args, "--resume=auto"]) == 0
     assert differing(digest(run), undisturbed) == []
 
@@ -157,7 +159,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_what_was_saved_whole(
     assert [line for line in lines if line.startswith("error:")] == [lines[-1]]
     assert "File too large" in lines[-1]
     assert str(run) in lines[-1]
-    assert "--resume auto" in lines[-1]
+    assert lines[-1].endswith(f"make room and go on with: {program()} fit --resume {run}")
     assert "Traceback" not in done.stdout
     assert not list(run.rglob(".*.tmp"))
     assert [newest_checkpoint(run) is not None] == [bool(checkpoints(run))]
@@ -205,6 +207,8 @@ def test_another_config_is_refused_with_the_keys_that_differ(
     assert "differs in grpo.kl (0.0 then, 0.1 now)" in error
     assert main(["fit", *small, f"--resume={tmp_path / 'nothing'}"]) == 2
     assert "no run there" in capsys.readouterr().err
+    assert main(["fit", f"--resume={tmp_path / 'nothing'}"]) == 2
+    assert "no run there" in capsys.readouterr().err
     assert main(["fit", *small, "--resume=auto", "--curriculum.checkpoint.every_minutes=1"]) == 0  # may change
     before = digest(tmp_path / "run")
     assert main(["fit", *small, "--resume=auto"]) == 0  # nothing is left to do
@@ -217,3 +221,78 @@ def test_a_folder_is_free_again_when_its_process_is_gone(tmp_path: Path) -> None
     )
     subprocess.run([sys.executable, "-c", code + "; import os; os.kill(os.getpid(), 9)"], cwd=ROOT, check=False)
     lock_folder(tmp_path).close()
+
+
+def command_in(output: str) -> list[str]:
+    """The last command that the output says goes on with the run, as a shell would split it."""
+    lines = [line.partition("go on with: ")[2] for line in output.splitlines() if "go on with: " in line]
+    program_name, *rest = shlex.split(lines[-1].removeprefix(program()).strip() or "none")
+    assert program_name == "fit"
+    return [program_name, *rest]
+
+
+def test_auto_goes_on_with_the_newest_unfinished_run_of_this_config(
+    tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished one, one that was killed, one by another config that was killed, in this order."""
+    args = ["fit", *FULL, "--trainer.callbacks+=tests.plugins.Dies", f"--run_dir={tmp_path / 'run'}"]
+    assert command(*args).returncode == 0
+    monkeypatch.setenv("DIES_IN", "grpo")
+    assert command(*args).returncode == -signal.SIGKILL
+    assert command(*args, "--grpo.clip_high=0.3").returncode == -signal.SIGKILL
+    monkeypatch.delenv("DIES_IN")
+    before = digest(tmp_path / "run")
+    assert main([*args, "--resume=auto"]) == 0
+    shown = capsys.readouterr().out
+    assert f"run folder: {tmp_path / 'run-2'}\n" in shown
+    assert f"{tmp_path / 'run'}: finished" in shown
+    assert f"{tmp_path / 'run-3'}: by another config, which differs in grpo.clip_high (0.3 then, 0.28 now)" in shown
+    assert differing(digest(tmp_path / "run-2"), undisturbed) == []
+    assert digest(tmp_path / "run") == before
+    assert main([*args, "--resume=auto"]) == 0
+    assert "no run by this config is unfinished" in capsys.readouterr().out
+    assert main([*args, "--resume=auto", "--grpo.clip_high=0.4"]) == 2
+    refused = capsys.readouterr().err
+    assert refused.count("by another config, which differs in grpo.clip_high") == 3
+    assert not (tmp_path / "run-4").exists()
+
+
+@pytest.mark.parametrize("name", ["run", 'a run\'s "folder" $HOME'])
+def test_the_command_that_is_printed_goes_on_when_time_is_up(
+    tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The clock is up in the middle of SFT; with the time that the command has it ends as one that was not stopped."""
+    run = tmp_path / name
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = command("fit", *FULL, f"--run_dir={run}", "--trainer.max_time=00:00:00:01")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "trainer.max_time is used up" in done.stdout
+    assert (run / "student").is_dir()
+    goes_on = command_in(done.stdout)
+    assert goes_on[:3] == ["fit", "--resume", str(run)]
+    assert goes_on[3:] == ["--trainer.max_time=00:00:00:02"]
+    done = command(*goes_on[:3], "--trainer.max_time=01:00:00:00")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert differing(digest(run), undisturbed) == []
+
+
+def test_a_run_that_crashes_says_how_it_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = command("fit", *SMALL, "--curriculum.stages=[sft]", "--trainer.devices=1", f"--run_dir={run}",
+                   "--trainer.callbacks+=tests.plugins.Raises")  # fmt: skip
+    assert done.returncode == 1
+    assert "RuntimeError: as it was told to" in done.stdout
+    assert done.stdout.rstrip().endswith(f"what has been done is kept, go on with: {program()} fit --resume {run}")
+
+
+def test_a_budget_of_tokens_that_is_spent_may_grow(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = command("fit", *SMALL, "--trainer.devices=1", f"--run_dir={run}", "--curriculum.max_tokens=8000")
+    assert done.returncode == 0, done.stdout[-3000:]
+    goes_on = command_in(done.stdout)
+    assert goes_on[3:] == ["--curriculum.max_tokens=16000"]
+    stages = len(json.loads((run / "summary.json").read_text()))
+    done = command(*goes_on)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "going on after" in done.stdout
+    assert len(json.loads((run / "summary.json").read_text())) > stages
