@@ -216,7 +216,7 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
             tell(f"if it is cut off, {going_on}")
             ready.run()
         if ready.stopped:
-            tell(going_on.after(ready.stopped))
+            tell(going_on.after(ready.stopped, ready.elapsed))
 
     def curriculum(run_dir: Path) -> Curriculum:
         return Curriculum(

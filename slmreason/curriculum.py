@@ -530,6 +530,11 @@ class Curriculum:
             log.info("%s: left out, it would take %.0f of the last %d tokens", label, cost, max(0, left))
         return cost <= left / 2
 
+    @property
+    def elapsed(self) -> timedelta:
+        """What the run has taken, over all its processes in time."""
+        return timedelta(seconds=time.monotonic() - self._began)
+
     # -- stopping early -----------------------------------------------------------------------------------------------
 
     @property

@@ -180,11 +180,15 @@ class GoingOn:
         return " ".join([program(), "fit", "--resume", shlex.quote(_as_folder(self.folder)),
                          *map(shlex.quote, [*changed, *flags])])  # fmt: skip
 
-    def after(self, stopped: str) -> str:
-        """What is said of a run that a budget ended: why, and the command that goes on, with twice that budget."""
+    def after(self, stopped: str, elapsed: timedelta = timedelta(0)) -> str:
+        """What is said of a run that a budget ended: why, and the command that goes on, with twice that budget.
+
+        Args:
+            elapsed: what the run has taken; where measuring took longer than the budget, twice that would be too little.
+        """
         flags = []
         if "trainer.max_time" in stopped and self.max_time is not None:
-            flags.append(f"--trainer.max_time={days_to_seconds(2 * self.max_time)}")
+            flags.append(f"--trainer.max_time={days_to_seconds(self.max_time + max(self.max_time, elapsed))}")
         if "curriculum.max_tokens" in stopped:
             flags.append(f"--curriculum.max_tokens={2 * flat(self.now)['curriculum.max_tokens']}")
         return f"{stopped}; with a larger one {self.words(*flags)}"

@@ -270,7 +270,8 @@ def test_the_command_that_is_printed_goes_on_when_time_is_up(
     assert (run / "student").is_dir()
     goes_on = command_in(done.stdout)
     assert goes_on[:3] == ["fit", "--resume", str(run)]
-    assert goes_on[3:] == ["--trainer.max_time=00:00:00:02"]
+    [budget] = goes_on[3:]
+    assert budget > "--trainer.max_time=00:00:00:01"
     done = command(*goes_on[:3], "--trainer.max_time=01:00:00:00")
     assert done.returncode == 0, done.stdout[-3000:]
     assert differing(digest(run), undisturbed) == []
