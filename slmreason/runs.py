@@ -184,7 +184,7 @@ class GoingOn:
         """What is said of a run that a budget ended: why, and the command that goes on, with twice that budget.
 
         Args:
-            elapsed: what the run has taken; where measuring took longer than the budget, twice that would be too little.
+            elapsed: what the run has taken; measuring may take longer than the budget, and twice that be too little.
         """
         flags = []
         if "trainer.max_time" in stopped and self.max_time is not None:
