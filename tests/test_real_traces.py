@@ -22,7 +22,7 @@ from slmreason.teacher.critique import CritiqueSettings, critique
 from slmreason.teacher.rules import first_false_step
 from slmreason.teacher.traces import TraceTeacher, tidy_trace, without_thoughts
 from slmreason.verify.answers import as_number, final_answer, is_correct
-from slmreason.verify.arithmetic import false_equations, read_equations
+from slmreason.verify.equations import false_equations, read_equations
 from slmreason.verify.rewards import AnswerReward
 
 THOUGHT = "<|begin_of_thought|>\nHmm, 2 + 2 = 5? No.\n<|end_of_thought|>\n\n"

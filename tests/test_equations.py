@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from slmreason.verify.arithmetic import MAX_TOKENS, equation_holds, evaluate, false_equations, read_equations
+from slmreason.verify.equations import MAX_TOKENS, equation_holds, evaluate, false_equations, read_equations
 
 TRUE = [
     "48/2=24",
