@@ -17,9 +17,10 @@ from slmreason.verify.equations.reading import CHANGE_WORDS, Amount, Percent, Re
 from slmreason.verify.equations.units import meanings, scales
 
 MAX_TEXT_CHARS = 200_000
-"""A longer text has nothing that could be relied on: what is hostile takes up to 40 microseconds a character."""
+"""A longer text has nothing that could be relied on: what is hostile takes up to 100 microseconds a character."""
 MAX_READINGS = 24
-"""An equation with more readings is left unread."""
+MAX_WORK = 2000
+"""An equation with more readings, or with more tokens in all of its readings, is left unread."""
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 
 
@@ -95,10 +96,13 @@ def _equation(tokens: Sequence[Token], place: int, line: str) -> Equation | None
     if not lefts or max(len(lefts[0].numbers), len(rights[0].numbers)) < 2:
         return None
     readings = _readings(lefts, rights)
+    work = len(readings) * sum(len(side.tokens) for side in (*lefts, *rights))
+    if len(readings) > MAX_READINGS or (len(readings) > 1 and work > MAX_WORK):
+        return None
     text = " ".join(line[lefts[0].start : rights[0].end].split())
     if any(_agree(lefts, rights, reading) for reading in readings):
         return Equation(text, None)
-    if len(readings) > MAX_READINGS or is_doubtful(lefts[0], rights[0]):
+    if is_doubtful(lefts[0], rights[0]):
         return None
     return Equation(text, _fault(lefts[0], rights[0], readings))
 
@@ -161,7 +165,9 @@ def _agree(lefts: Sequence[Operand], rights: Sequence[Operand], reading: Reading
     """Whether two sides, cut from the text in one way or another, are equal in a reading."""
     counted = {1}
     if reading.scaled:
-        counted |= {scale for side in (*lefts[:1], *rights[:1]) for unit in side.units for scale in scales(unit)}
+        for side in (*lefts[:1], *rights[:1]):
+            counted |= {scale for unit in side.units for scale in scales(unit)}
+            counted |= {meanings("$")[0][1] for token in side.tokens if token.kind == "$"}
     for left, right in product(_measured(lefts, reading), _measured(rights, reading)):
         if not _is_honest(reading, left.operand, right.operand, left.amount.value):
             continue
