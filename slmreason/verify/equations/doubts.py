@@ -21,7 +21,7 @@ from slmreason.verify.equations.units import dimensions, noun, same_kind
 MENTION_CHARS = 60
 """So far around an equation its result may be called rounded."""
 NEAR_WORDS = 3
-"""A number so many words in front of an equation may be part of its first quantity: `5 boxes and 3 + 2 = 10`."""
+"""A number so many words behind a result may be part of it: `17 / 5 = 3 full groups and 2 students`."""
 
 _ROUNDED = re.compile(
     r"\b(?:round\w*|approx\w*|nearly|almost|roughly|estimat\w*|truncat\w*|floor|ceil\w*|nearest|integer)\b",
@@ -37,7 +37,7 @@ _SPACED = re.compile(r" [-+*/x] ")
 _HYPHENATED = re.compile(r"(?<![\d.,/])\d{1,9}-(\d{1,9})/(\d{1,9})(?!\d)")
 _CLAUSE = re.compile(
     r"because|so|is|are|was|were|then|that|which|if|when|since|after|before|while|has|have|had|gives|leaves|makes"
-    r"|to|for|from|during|until|by|but|or|as|than|of"
+    r"|to|for|from|during|until|by|but|or|as|than|of|in|on|at|into|the|per|each|every|total"
 )
 """Words that start something new behind a quantity, or in front of one."""
 
@@ -75,8 +75,8 @@ def _with_unit_behind(last: Sequence[Term], right: Operand) -> list[Term]:
 def _runs_on(left: Operand, right: Operand) -> bool:
     """A number follows the unit of the result, or stands before the first: `17 / 5 = 3 groups and 2 students`."""
     return (
-        _meets_number(right.behind, ends_in=OPERATORS)
-        or _meets_number([*reversed(left.before)], ends_in=("=", "$"))
+        _goes_on(right.behind)
+        or _starts_earlier(left.before)
         or _AND_A_HALF.match(right.line, right.end, right.end + MENTION_CHARS) is not None
         or _is_ratio(left.before, right.behind)
         or _is_averaged(left)
@@ -91,13 +91,22 @@ def _words(tokens: Sequence[Token]) -> Iterator[Token]:
         yield token
 
 
-def _meets_number(tokens: Sequence[Token], ends_in: tuple[str, ...]) -> bool:
-    """Whether a few words and then a number follow, which is not part of another equation."""
-    words = len(list(_words(tokens)))
-    follower, next_kind = tokens[words : words + 1], [token.kind for token in tokens[words + 1 : words + 2]]
+def _goes_on(behind: Sequence[Token]) -> bool:
+    """Whether a few words and then a number follow a result, which does not start another equation."""
+    words = len(list(_words(behind)))
+    follower, after = behind[words : words + 1], behind[words + 1 : words + 2]
     if not 0 < words <= NEAR_WORDS or not follower or follower[0].kind not in ("number", "$"):
         return False
-    return not next_kind or next_kind[0] not in ends_in
+    return not after or after[0].kind not in OPERATORS
+
+
+def _starts_earlier(before: Sequence[Token]) -> bool:
+    """Whether a number with its noun stands directly in front, and is not itself the result of an equation."""
+    nouns = [token for token in before[-3:] if not (token.kind == "word" and token.text.lower() == "and")]
+    if len(nouns) < 2 or nouns[-2].kind != "number" or not list(_words(nouns[-1:])):
+        return False
+    place = len(before) - 1 - [*reversed(before)].index(nouns[-2])
+    return place == 0 or before[place - 1].kind not in ("=", "$")
 
 
 def _is_ratio(before: Sequence[Token], behind: Sequence[Token]) -> bool:

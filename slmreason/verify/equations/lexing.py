@@ -151,7 +151,7 @@ def _word_kind(text: str, before: Token | None, behind_number: bool, following: 
     if is_operator and re.match(r" ?[\d.$(]", following):
         return WORD_OPERATORS[name]
     is_variable = len(name) == 1 and (behind_number or name not in "ai")
-    is_product = behind_number and len(name) == 2 and text.isalpha() and not is_unit(name)  # `2ab`
+    is_product = behind_number and len(name) == 2 and text.isalpha() and not (is_unit(name) or name == "in")  # `2ab`
     is_ordinal = behind_number and name in ("st", "nd", "rd", "th")
     is_function = following.startswith("(")
     is_other = re.search(r"[\d_]", name) or (ends_operand and _NO_UNITS.fullmatch(name)) or name in ("am", "pm", "mod")
