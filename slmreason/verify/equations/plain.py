@@ -30,6 +30,8 @@ _PLAIN: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\[lc]?dots(?![a-zA-Z])|…", "..."),
         (r"\\(?:q?quad|implies|to|[lL]?(?:ong)?[rR]ightarrow)(?![a-zA-Z])", " ; "),
         (r"\b([ap])\.m\.", r"\1m"),
+        (r"(\d) ?mph\b", r"\1 miles per hour"),
+        (r"(\d) ?(?:kph|kmh|km/h)\b", r"\1 km per hour"),
         (r"(\d) ?\\[cdt]?frac ?\{(\d+)\} ?\{(\d+)\}", r"\1 \2/\3"),
         (r"\\[cdt]?frac ?(\d) ?(\d)", r"(\1/\2)"),
         (r"\n[ \t]{0,40}=", " ="),

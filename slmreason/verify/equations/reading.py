@@ -172,11 +172,16 @@ class _Parser:
                 raise _Unreadable
         else:
             raise _Unreadable
-        if dollars and self.reading.scaled and not amount.measured:
+        if dollars and self.reading.scaled and not amount.measured and not self._other_unit_follows():
             amount = Amount(measured=amount.bare * meanings("$")[0][1])
         if self.take("%"):
             return self._percentage(amount)
         return _Factor(self._unit(amount))
+
+    def _other_unit_follows(self) -> bool:
+        """True in `$1 hr`, where the sign starts a formula."""
+        found = meanings(self.tokens[self.place].text) if self.kind() == "word" else ()
+        return bool(found) and all(dimension != "money" for dimension, _ in found)
 
     def _number(self, token: Token) -> Fraction:
         return token.european if self.reading.european and token.european is not None else token.value

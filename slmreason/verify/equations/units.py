@@ -38,7 +38,18 @@ _DIMENSIONS: dict[str, dict[str, int]] = {
 _LETTERS = {"g": "gram", "m": "meter", "l": "liter", "h": "hour", "s": "second"}
 """Letters that are units beside a unit of the same kind (`2 kg - 500 g`) and variables elsewhere."""
 MULTIPLIERS: dict[str, int] = {
-    **{"pair": 2, "dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+    **{
+        "pair": 2,
+        "ten": 10,
+        "dozen": 12,
+        "score": 20,
+        "hundred": 100,
+        "gross": 144,
+        "thousand": 1000,
+        "million": 10**6,
+        "billion": 10**9,
+        "trillion": 10**12,
+    }
 }
 COINS = frozenset(("penny", "pennies", "nickel", "dime", "quarter"))
 POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cubed": 3}
