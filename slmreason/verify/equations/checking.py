@@ -19,7 +19,7 @@ from slmreason.verify.equations.units import meanings, scales
 MAX_TEXT_CHARS = 200_000
 """A longer text has nothing that could be relied on: what is hostile takes up to 100 microseconds a character."""
 MAX_READINGS = 24
-MAX_WORK = 2000
+MAX_WORK = 800
 """An equation with more readings, or with more tokens in all of its readings, is left unread."""
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 

@@ -137,15 +137,19 @@ class _Parser:
         """Behind a slash: the amount divided by what follows."""
         if self.reading.tight and self._fraction_follows():
             return amount / self._fraction()
+        bottom = self._bottom_of_fraction()
+        if bottom is None:
+            return amount / self.signed().amount
+        self.place += 1  # `1/2 hour` is half of an hour
+        unit = self._unit(Amount(bare=_ONE))
+        return Amount(amount.value * unit.measured, amount.value * unit.bare).times(1 / self._number(bottom))
+
+    def _bottom_of_fraction(self) -> Token | None:
+        """The number that follows a slash, when it and the one before are a fraction with a unit."""
         top, bottom = self._bare_number(-2), self._bare_number(0)
-        is_fraction = (
-            top and bottom and self.kind(1) == "word" and (top.value < bottom.value or top.end + 1 == bottom.start)
-        )
-        if is_fraction:  # `1/2 hour` is half of an hour
-            self.place += 1
-            unit = self._unit(Amount(bare=_ONE))
-            return Amount(amount.value * unit.measured, amount.value * unit.bare).times(1 / self._number(bottom))
-        return amount / self.signed().amount
+        if top is None or bottom is None or self.kind(1) != "word":
+            return None
+        return bottom if top.value < bottom.value or top.end + 1 == bottom.start else None
 
     def _bare_number(self, ahead: int) -> Token | None:
         place = self.place + ahead
