@@ -406,4 +406,6 @@ N = 100_000
 def test_hostile_texts_are_read_quickly(text: str) -> None:
     started = time.perf_counter()
     read_equations(text)
-    assert time.perf_counter() - started < 20  # a second or four; what is not linear would take minutes
+    assert (
+        time.perf_counter() - started < 60
+    )  # a few seconds on a free core; what is not linear would take many minutes
