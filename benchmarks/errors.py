@@ -18,7 +18,7 @@ from typing import Any
 from slmreason.data.ledger import read_lines
 from slmreason.embedded.families import rebuild
 from slmreason.evaluate.benchmarks import answers_path
-from slmreason.verify.arithmetic import false_equations
+from slmreason.verify.equations import false_equations
 
 
 def last_answers(run_dir: Path, benchmark: str) -> Iterator[dict[str, Any]]:

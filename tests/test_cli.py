@@ -141,18 +141,43 @@ except SystemExit:
     assert int(done.stdout.rpartition("COUNT ")[2]) > 80
 
 
+OVERLAYS = ("full-fsdp", "gpu-80gb")
+GPU_RECIPES = ("gsm8k-llama3.2-1b", "gsm8k-qwen2.5-0.5b")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_parses(path: Path) -> None:
-    if path.stem.startswith("full-"):  # an overlay, put after a recipe
-        base = parse(build_parser("fit", "x"), ["--config", "gsm8k-llama3.2-1b"])
-        config = parse(build_parser("fit", "x"), ["--config", "gsm8k-llama3.2-1b", "--config", str(path)])
-        assert (config.student.lora, config.trainer.strategy, config.trainer.devices) == (None, "fsdp", 4)
-        assert config.sft.learning_rate < base.sft.learning_rate
-        assert config.trainer.precision == base.trainer.precision
-        return
-    config = parse(build_parser("fit", "x"), ["--config", str(path)])
+    before = ["--config", GPU_RECIPES[0]] if path.stem in OVERLAYS else []
+    config = parse(build_parser("fit", "x"), [*before, "--config", str(path)])
     assert config.student.model
     assert fresh_trainer_config(config)["callbacks"]
+
+
+@pytest.mark.parametrize("recipe", GPU_RECIPES)
+def test_the_overlay_for_several_gpus_trains_all_weights_at_lower_rates(recipe: str) -> None:
+    base = parse(build_parser("fit", "x"), ["--config", recipe])
+    config = parse(build_parser("fit", "x"), ["--config", recipe, "--config", "full-fsdp"])
+    assert (config.student.lora, config.trainer.strategy, config.trainer.devices) == (None, "fsdp", 4)
+    assert config.sft.learning_rate < base.sft.learning_rate
+    assert config.trainer.precision == base.trainer.precision
+
+
+@pytest.mark.parametrize("recipe", GPU_RECIPES)
+def test_the_overlay_for_a_large_card_doubles_the_budget_and_recomputes_nothing(recipe: str) -> None:
+    base = parse(build_parser("fit", "x"), ["--config", recipe])
+    config = parse(build_parser("fit", "x"), ["--config", recipe, "--config", "gpu-80gb"])
+    assert (base.data.token_budget, config.data.token_budget) == (8192, 16384)
+    assert config.student.gradient_checkpointing is False
+    assert config.student.lora == base.student.lora
+
+
+@pytest.mark.parametrize("recipe", GPU_RECIPES)
+def test_the_gpu_recipes_ask_for_a_gpu_and_leave_room_for_the_longest_benchmark_prompt(recipe: str) -> None:
+    config = parse(build_parser("fit", "x"), ["--config", recipe])
+    longest_prompt = 835  # tokens, in MATH-500 under Qwen's tokenizer
+    assert config.trainer.accelerator == "gpu"
+    assert longest_prompt + config.evaluation.max_new_tokens <= config.rollout.init_args.max_model_len
+    assert (config.sft.decay, config.grpo.decay) == ("linear", "linear")
 
 
 def test_recipes_are_found_by_name_only_when_no_such_file_exists(
@@ -163,7 +188,7 @@ def test_recipes_are_found_by_name_only_when_no_such_file_exists(
     assert find_recipe("configs/quickstart.yaml") == str(RECIPES / "quickstart.yaml")
     (tmp_path / "quickstart").write_text("seed_everything: 1\n")
     assert find_recipe("quickstart") == "quickstart"
-    with pytest.raises(ConfigError, match="recipes: full-fsdp, gsm8k"):
+    with pytest.raises(ConfigError, match="recipes: full-fsdp, gpu-80gb, gsm8k"):
         find_recipe("nope")
 
 

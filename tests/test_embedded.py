@@ -15,7 +15,7 @@ from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.hf import HFEngine
 from slmreason.student import EMBEDDED, Student
-from slmreason.verify.arithmetic import equation_holds
+from slmreason.verify.equations import equation_holds
 from slmreason.verify.rewards import AnswerReward
 
 

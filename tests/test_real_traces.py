@@ -22,7 +22,7 @@ from slmreason.teacher.critique import CritiqueSettings, critique
 from slmreason.teacher.rules import first_false_step
 from slmreason.teacher.traces import TraceTeacher, tidy_trace, without_thoughts
 from slmreason.verify.answers import as_number, final_answer, is_correct
-from slmreason.verify.arithmetic import false_equations, read_equations
+from slmreason.verify.equations import false_equations, read_equations
 from slmreason.verify.rewards import AnswerReward
 
 THOUGHT = "<|begin_of_thought|>\nHmm, 2 + 2 = 5? No.\n<|end_of_thought|>\n\n"
@@ -41,7 +41,7 @@ SLIPS = [
     5195, 5350, 5781, 6157, 6256, 6700, 6713, 6760, 6812, 6842, 7178, 7444,
 ]  # fmt: skip
 """Rows of GSM8K's training set that miscalculate, such as `3/1=1` and `7+9+1+2 = $19.50`."""
-RUN_ON = [3411, 4379]
+RUN_ON = [3411]
 """`7 minutes x 60 seconds per minute = 420 seconds + 23 seconds = 443`: the sum goes on, and the sign is not true."""
 LOST_UNIT = [716, 3859]
 """`5 * 3 = $15,000`, where 5 is in thousands, and `100 * 0.75 = $0.75`."""
@@ -51,7 +51,7 @@ def test_false_equations_of_gsm8k_are_real(real_data: Path) -> None:
     traces = [row["answer"] for row in rows_of(real_data / "gsm8k" / "train.jsonl.gz")]
     found = {i: [e.fault for e in read_equations(trace) if not e.holds] for i, trace in enumerate(traces)}
     assert [i for i, faults in found.items() if faults] == sorted([*SLIPS, *RUN_ON, *LOST_UNIT])
-    assert found[502] == ["3/1 is 3, not 1."]
+    assert found[502] == ["3/1 is 3, not 1 dollar."]
     assert found[5781] == ["7+9+1+2 is 19, not $19.50."]
 
 
@@ -62,15 +62,15 @@ def test_a_result_that_is_off_by_one_is_refused(real_data: Path) -> None:
             for result in re.finditer(r">>(\d+)(?![\d.,/ ]*\d)", line):
                 spoiled = line[: result.start(1)] + str(int(result[1]) + 1) + line[result.end() :]
                 verdicts[bool(false_equations(tidy_trace(spoiled, "")))] += 1
-    assert verdicts == {True: 4425, False: 132}
+    assert verdicts == {True: 4390, False: 167}  # the 35 more sum different things: `4 boys + 2 girls = 7 people`
 
 
 @pytest.mark.parametrize(
     ("file", "column", "equations", "refused"),
     [
-        ("gsm8k/test.jsonl.gz", "answer", 8588, 5),
+        ("gsm8k/test.jsonl.gz", "answer", 8588, 4),
         ("math500/test.jsonl.gz", "solution", 312, 0),
-        ("teacher_traces/long_thought_math500.jsonl.gz", "response", 3746, 16),
+        ("teacher_traces/long_thought_math500.jsonl.gz", "response", 3742, 16),
     ],
 )
 def test_few_other_solutions_have_a_false_equation(
@@ -86,7 +86,7 @@ def test_right_and_wrong_model_solutions_differ_in_false_equations(real_data: Pa
     for row in rows_of(real_data / "model_solutions" / "gsm8k_gpt3_4x1319.jsonl.gz"):
         counts[row["correct"], bool(false_equations(row["response"]))] += 1
     # The right ones that fall mostly round down (`11 / 5 = 2`), or say `$4.20 + $9.45 + $1.35 = $14.99`.
-    assert counts == {(True, False): 1977, (True, True): 24, (False, False): 2997, (False, True): 278}
+    assert counts == {(True, False): 1978, (True, True): 23, (False, False): 2983, (False, True): 292}
 
 
 def test_the_solutions_of_math500_verify_and_hold(real_data: Path) -> None:
@@ -248,14 +248,13 @@ def test_critiques_by_people_pass_or_fall_with_a_reason(real_data: Path, student
     records = critique(wrong, Person(rows), student, AnswerReward(), CritiqueSettings(max_trace_tokens=4096))
     assert [record.problem.id for record in records] == [group.problem.id for group in wrong]
     kinds = Counter(kind for record in records for kind in record.kinds)
-    assert kinds == {"diagnosis": 738, "new_trace": 718, "repair": 605}
+    assert kinds == {"diagnosis": 738, "new_trace": 722, "repair": 605}
     assert Counter(fault for record in records for fault in record.rejected) == {
         "repair: no repair": 129,  # the gold solution has fewer lines than the attempt has steps before the error
         "repair: false equation: 900 - 100 = $8": 2,  # an attempt's own slips, before the error that people saw
         "repair: false equation: 74 - 5 = 70 inches": 1,
         "repair: false equation: $80 * 2 * 0.75 = $24": 1,
         "new_trace: no new trace": 16,  # the gold solution is empty
-        "new_trace: false equation: 1 teacher + 1 himself = 27": 4,  # `25 classmates + his 1 teacher + ...`
     }
     for record in records:
         assert len(record.kinds) + len(record.rejected) == 3
@@ -269,4 +268,4 @@ def test_slips_in_attempts_that_people_corrected(real_data: Path) -> None:
         step = found.wrong_step if found else None
         places["none" if step is None else "at" if step == label else "before" if step < label else "after"] += 1
     # The four before the label are slips that people overlooked, such as `74 - 5 = 70`.
-    assert places == {"none": 642, "at": 157, "after": 48, "before": 4}
+    assert places == {"none": 647, "at": 153, "after": 47, "before": 4}

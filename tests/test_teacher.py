@@ -16,7 +16,7 @@ from slmreason.teacher.critique import CritiqueSettings, critique, critique_exam
 from slmreason.teacher.procedural import ProceduralTeacher, first_wrong_step
 from slmreason.teacher.traces import TraceTeacher, tidy_trace
 from slmreason.verify.answers import is_correct
-from slmreason.verify.arithmetic import false_equations
+from slmreason.verify.equations import false_equations
 from slmreason.verify.rewards import AnswerReward
 
 TEACHER, REWARD = ProceduralTeacher(), AnswerReward()

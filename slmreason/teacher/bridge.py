@@ -28,7 +28,7 @@ from slmreason.records import (
 from slmreason.rollout.engine import RolloutEngine, Sampling
 from slmreason.student import Student
 from slmreason.teacher.teacher import Teacher
-from slmreason.verify.arithmetic import false_equations
+from slmreason.verify.equations import false_equations
 from slmreason.verify.rewards import RewardFn
 from slmreason.verify.verdicts import verdict_on
 

@@ -13,7 +13,7 @@ from slmreason.embedded.families import Program, Step, answer_line, is_embedded_
 from slmreason.records import Diagnosis, Exemplar, Problem
 from slmreason.teacher.teacher import Teacher
 from slmreason.verify.answers import last_boxed
-from slmreason.verify.arithmetic import evaluate
+from slmreason.verify.equations import evaluate
 
 _DIGRESSIONS = (
     "Hmm, let me think about this one for a moment.",

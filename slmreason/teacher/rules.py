@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slmreason.records import Diagnosis
-from slmreason.verify.arithmetic import read_equations
+from slmreason.verify.equations import read_equations
 
 
 def first_false_step(steps: Sequence[str]) -> Diagnosis | None:

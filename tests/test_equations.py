@@ -1,4 +1,7 @@
-"""Equations in texts: which are read, which are true, and that no text takes long."""
+"""Equations in texts: which are read, which are true, and that no text takes long.
+
+A text of NOT_FALSE is true in one of its readings or left unread: which of the two does not matter to who relies on it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from slmreason.verify.arithmetic import MAX_TOKENS, equation_holds, evaluate, false_equations, read_equations
+from slmreason.verify.equations import MAX_TOKENS, equation_holds, evaluate, false_equations, read_equations
 
 TRUE = [
     "48/2=24",
@@ -108,6 +111,142 @@ FALSE = [
     "3 + 4\n  = 8",
     "He had <<50-8=44>>42 left.",
     "5! is 120, and 3 + 4 = 8.",
+    # units, percentages, numbers in every reading
+    "2 hours + 15 min = 140 min",
+    "2 hours + 30 minutes = 32 minutes",
+    "2 hours + 30 minutes = 32",
+    "5 feet 10 inches - 5 feet 4 inches = 7 inches",
+    "$15/hr * 40 min = $11",
+    "3 L + 500 mL = 3600 mL",
+    "5 feet 6 inches + 2 inches = 69 inches",
+    "2 kg - 500 g = 1400 g",
+    "1 km + 500 m = 1600 m",
+    "$2 + 50 cents = $52",
+    "3 dozen eggs + 6 eggs = 40 eggs",
+    "90 / 60 = 1 hour 40 minutes",
+    "1/2 hour + 15 minutes = 50 minutes",
+    "60 miles per hour * 30 minutes = 40 miles",
+    "2 nickels + 3 dimes = 45 cents",
+    "1.5 million + 500,000 = 3,000,000",
+    "5 red apples + 3 green apples = 9 apples",
+    "$80 - 25% = $55",
+    "$200 * 10% = $2000",
+    "100% - 25% = 70%",
+    "1.000 + 500 = 1.600 Euro",
+    "25 * 3 = 75,000",
+    "5€ + 3€ = 9€",
+    "11 / 5 = 5 (rounded up)",
+    "3 * 4 = 13 apples and 5 + 2 = 7 pears",
+    "x = 3, 2 x 4 = 9",
+    "5-8 = 3",
+]
+NOT_FALSE = [
+    # a number after a unit, and quantities in several units
+    "150 / 60 = 2 hours 30 minutes",
+    "45 minutes + 45 minutes = 1 hour 30 minutes",
+    "90 / 60 = 1 hour, 30 minutes",
+    "90 minutes / 60 = 1 hour 30 minutes",
+    "1 hour 30 minutes + 45 minutes = 2 hours 15 minutes",
+    "2 hours and 30 minutes - 45 minutes = 105 minutes",
+    "5 ft 6 in + 2 in = 68 in",
+    "3 lb 4 oz + 12 oz = 4 lb",
+    "2 dollars and 50 cents + 50 cents = 3 dollars",
+    "17 / 5 = 3 groups and 2 students",
+    "5 / 2 = 2 and a half",
+    "5 / 2 = 2 hours and a half",
+    "9 / 2 = 4 and 1 left",
+    "He has 5 boxes and 3 + 2 = 10 pens.",
+    # units that convert
+    "1 hr + 30 min = 90 min",
+    "1 year + 6 months = 18 months",
+    "1 meter + 50 cm = 150 cm",
+    "1 m + 50 cm = 150 cm",
+    "2 kg + 500 g = 2.5 kg",
+    "3 lb + 4 oz = 52 oz",
+    "2 pounds + 50 pence = 2.50 pounds",
+    "5 feet + 6 inches = 5.5 feet",
+    "2 cups + 4 tablespoons = 2.25 cups",
+    "$2.50 + 50 cents = $3",
+    "2 nickels + 3 dimes = 40 cents",
+    "2 nickels + 3 dimes = 5 coins",
+    "3 dozen + 6 = 42",
+    "1 dozen + 3 eggs = 15 eggs",
+    "1.5 million + 500 thousand = 2 million",
+    "20 * 3 = 1 hour",
+    "30 seconds * 4 = 2 minutes",
+    "1/2 cup + 1/4 cup = 3/4 cup",
+    "1/2 hour + 15 minutes = 45 minutes",
+    "60 miles per hour * 30 minutes = 30 miles",
+    "10 pages per day * 2 weeks = 140 pages",
+    "3 yards * 2 feet = 18 square feet",
+    "1 week 3 days + 4 days = 2 weeks",
+    "60 mph * 30 minutes = 30 miles",
+    "$15/hr * 40 min = $10",
+    "1 ton + 500 kg = 1500 kg",
+    "1 cup + 2 oz = 10 oz",
+    "1 score + 5 = 25",
+    r"$1\text{ hr} + 30\text{ min} = 90\text{ min}$",
+    # units that nobody can convert
+    "3 packs + 2 bottles = 20 bottles",
+    "2 adults + 3 children = $50",
+    "2 length + 2 width = 20",
+    "1 year - 2 weeks = 50 weeks",
+    "1 inch + 1 cm = 3.54 cm",
+    "1 GB + 500 MB = 1500 MB",
+    "1 hora + 30 minutos = 90 minutos",
+    "25 March + 10 days = 4 April",
+    "4 daps / 7 = 7 yaps / 7",
+    # percentages of what stands before them
+    "$80 - 25% = $60",
+    "$60 = $80 - 25%",
+    "20 + 10% = 22",
+    "100 + 10% + 5% = 115.5",
+    "100 + 10% + 5% = 115",
+    "$80 - 25% discount = $60",
+    "$50 * 20% off = $40",
+    "100% - 25% = 75%",
+    "80 - 25% of 80 = 60",
+    "50% + 20% = 70",
+    "50000/100 * 99% = 49500",
+    # numbers as they are written in Europe, and currencies
+    "1.000 + 500 = 1.500 Euro",
+    "2.500 + 2.500 = 5.000",
+    "1.250 kg * 4 = 5 kg",
+    "0.125 * 8 = 1.000",
+    "1.000 * 1.5 = 1.500",
+    "1.234.567 + 1 = 1.234.568",
+    "3,5 + 1,5 = 5",
+    "5 € + 3 € = 8 €",
+    "10 € - 3 * 2 = 4 €",
+    "50¢ + 25¢ = 75¢",
+    # about equal, rounded, asked
+    "10/3 = ~3",
+    "10/3 ~= 3",
+    "10/3 ≈ 3",
+    r"10/3 \approx 3",
+    "11 / 5 = 2 full weeks",
+    "11 / 5 = 3 (rounded up)",
+    "Is 3 + 4 = 8?",
+    # hyphens, colons, dates, clocks, code
+    "10-15 minutes * 2 = 20-30 minutes",
+    "1-1/2 cups + 1/2 cup = 2 cups",
+    "8 : 4 + 1 = 3",
+    "6 + 6 = 24 : 2",
+    "3:2 = 6:4",
+    "12/25/2020 - 12/20/2020 = 5 days",
+    "2020-10-15 + 5 days = 2020-10-20",
+    "9 + 5 = 2 o'clock",
+    "8 a.m. - 6 * 1 = 2 a.m.",
+    "0x10 + 1 = 17",
+    "x += 3 + 4; y == 4 + 5; z != 3 + 1",
+    "for i in range(3): total = 3",
+    # functions in words
+    "The square root of 16 + 9 = 5",
+    "16 squared + 3 = 259",
+    "sum of 3 and 4 * 2 = 14",
+    "the average of 3 + 4 + 5 = 4",
+    "4 pi - 6 = 6.57",
+    "2ab + 3 = 10",
 ]
 UNREAD = [
     "7 = 7",
@@ -161,6 +300,11 @@ def test_false_equations_do_not(text: str) -> None:
     assert equation_holds(text) is False
 
 
+@pytest.mark.parametrize("text", NOT_FALSE)
+def test_what_is_true_in_some_reading_is_not_false(text: str) -> None:
+    assert false_equations(text) == []
+
+
 @pytest.mark.parametrize("text", UNREAD)
 def test_what_cannot_be_read_for_certain_is_left_unread(text: str) -> None:
     assert read_equations(text) == []
@@ -183,6 +327,8 @@ def test_equations_are_read_from_prose_and_annotations() -> None:
         ("2*3 = 6 + 1", "2*3 is 6, not 6 + 1."),
         ("36 feet / 2/3 = 24 feet", "36 feet / 2/3 is not 24 feet."),
         (r"\frac{48}{2} = 25", "(48/2) is 24, not 25."),
+        ("$80 - 25% = $55", "$80 - 25% is not $55."),  # 60 or 79.75
+        ("2 hours + 15 min = 140 min", "2 hours + 15 min is not 140 min."),
     ],
 )
 def test_a_fault_says_what_is_true_instead(text: str, fault: str) -> None:
@@ -249,10 +395,17 @@ N = 100_000
         "a - 1 " * (N // 6) + "= 3",
         ("a - 1/7 " * 15 + "= 2% of 3 of 4 of 5 of 6/11 hours ; ") * (N // 160),
         ("*".join(["9" * 40] * 31) + " = 1; ") * (N // 1300),
+        ("1.5% / 2 / 3 pounds per hour - " * 6 + "2% = 1.500 + 3% of 5/6/7 pounds per hour; ") * (N // 230),
+        ("7 - 5% a pound - " * 8 + "2% = 3% of 4 of 5 of 6 pounds; ") * (N // 170),
+        "1 pound 2 ounces " * (N // 17) + "= 3 + 4 hours",
+        "sum and " * (N // 8) + "3 + 4 = 8",
+        "3 + 4 = 8 and " * (N // 14),
     ],
     ids=lambda text: text[:12].strip() or repr(text[0]),
 )
 def test_hostile_texts_are_read_quickly(text: str) -> None:
     started = time.perf_counter()
     read_equations(text)
-    assert time.perf_counter() - started < 20  # a second or four; what is not linear would take minutes
+    assert (
+        time.perf_counter() - started < 60
+    )  # a few seconds on a free core; what is not linear would take many minutes
