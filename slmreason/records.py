@@ -17,8 +17,8 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 
 Band = Literal["simple", "medium", "hard"]
 BAND_NAMES: tuple[Band, ...] = ("simple", "medium", "hard")
-Provenance = Literal["teacher", "dataset", "bridged", "handover", "self"]
-"""Who wrote a trace; `dataset` where a problem came with its solution, and another teacher was asked too."""
+Provenance = Literal["teacher", "bridged", "handover", "self"]
+"""Who wrote a trace; `teacher` too where it came with the problem."""
 CritiqueKind = Literal["diagnosis", "repair", "new_trace"]
 
 T = TypeVar("T")
@@ -326,7 +326,7 @@ class Example:
     """Target tokens, the end-of-sequence token included."""
     problem_id: str
     origin: str
-    """Why it is in the set: `teacher`, `dataset`, `bridged`, `handover`, `self`, `review`, or a critique kind."""
+    """Why it is in the set: `teacher`, `bridged`, `handover`, `self`, `review`, or a critique kind."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.target_ids)

@@ -34,7 +34,9 @@ class Chat:
 
 def turns_in(value: Any) -> list[Mapping[str, Any]] | None:
     """The turns of a conversation, also where it is written as JSON or as columns in one; None for anything else."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
+    if isinstance(value, str):
+        if not value.startswith("[{"):
+            return None
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):

@@ -17,6 +17,8 @@ from typing import Any, Literal
 from slmreason.data.golds import AnswerFormat, read_gold
 from slmreason.data.rows import as_text
 
+HIDDEN_COLUMNS = ("choices", "options")
+"""What a column of options is called; it is read when `data.columns.choices` names it."""
 MAX_OPTIONS = 26
 MAX_LITERAL_CHARS = 100_000
 _LABELLED = re.compile(r"\(?\s*([A-Za-z])\s*[).:]\s*(.*\S)", re.DOTALL)
@@ -200,7 +202,7 @@ def _letter(answer: str, options: Options) -> str:
     else:
         index = ord(named) - 65
     if by_text is not None and by_text != index:
-        if len(plain) > 1:
+        if len(plain) > 1 or index >= len(options.texts):
             return chr(65 + by_text)
         raise ValueError(f"the answer {plain!r} is the text of one option and the letter of another")
     if index >= len(options.texts):
@@ -222,6 +224,25 @@ def _squeezed(text: str) -> str:
 
 def _bare(label: str) -> str:
     return label.strip().strip("().[]:").strip().upper()
+
+
+def hidden_options(row: Mapping[str, Any], answer: str) -> str | None:
+    """Why a gold cannot be right that names an option which the question does not show; None where it names none."""
+    for column in HIDDEN_COLUMNS:
+        try:
+            options = read_options(row[column], column) if column in row else None
+        except ValueError:
+            continue
+        if options is None or _same_text(answer, options) is not None:
+            continue
+        number = _number(answer)
+        is_letter = re.fullmatch(r"[(\[]?[A-Z][)\].]?", answer.strip()) is not None
+        if is_letter or (number is not None and 0 <= number <= len(options.texts)):
+            return (
+                f"the answer {answer!r} names an option, and no question shows the options: data.columns.choices "
+                f"{column} puts them under it"
+            )
+    return None
 
 
 # -- what numbers in a column mean ----------------------------------------------------------------------------------

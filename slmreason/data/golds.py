@@ -40,6 +40,7 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 _SENTENCE_END = re.compile(r"(?<=[^\W\d_]{2})[.!?][\"')\]]*\s+(?=\S)|(?<=\d)[.!?]\s+(?=[A-Z])|\n\s*(?=\S)")
 _SIGNS = re.compile(r"[=\\^<>≤≥∈]")
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|gets?|got|needs?|makes?|costs?|equals?|there|so|because)\b")
+_REASON = re.compile(r"\b(?:because|since|therefore|thus|hence)\b")
 _PLACEHOLDERS = {"n/a", "null", "nan", "tbd", "todo", "unknown"}
 
 
@@ -182,6 +183,8 @@ def _fault(answer: str) -> str | None:
         return f"the gold answer says nothing: {reprlib.repr(answer)}"
     if len(answer) > MAX_GOLD_CHARS:
         return f"the gold answer is too long to be matched: {len(answer)} characters, {MAX_GOLD_CHARS} are the most"
+    if "\n" in answer and "\\" not in answer:
+        return f"the gold answer has several lines: {reprlib.repr(answer)}"
     if is_prose(answer):
         return (
             f"the gold answer is prose: {reprlib.repr(answer)}; data.columns.answer names the column of the answer, "
@@ -197,6 +200,8 @@ def _says_something(character: str) -> bool:
 def is_prose(text: str) -> bool:
     """Whether a text is sentences rather than an answer: nobody would write the same ones."""
     words = len(_WORD.findall(_COMMAND.sub(" ", text)))
+    if _REASON.search(text.casefold()):
+        return True
     if words < 3:
         return False
     if words >= 4 and _SENTENCE_END.search(text.strip()):

@@ -97,13 +97,18 @@ def identity_of(problem: Problem) -> Identity:
     return Identity(problem.id, problem.key, problem.question)
 
 
-def identity_in(row: Mapping[str, Any]) -> Identity:
-    """A line of evidence: its question and answer tell the problem, not the id or a key that might be of another."""
+def identity_in(row: Mapping[str, Any], key_of: Mapping[str, str] | None = None) -> Identity:
+    """A line of evidence: its question and answer tell the problem, not the id or a key that might be of another.
+
+    Args:
+        key_of: keys by id, of the run that the line was written in.
+    """
+    identifier = str(row.get("problem_id"))
     question, answer = row.get("question"), row.get("answer")
     if isinstance(question, str) and isinstance(answer, str):
-        return Identity(str(row.get("problem_id")), problem_key(question, answer), question)
-    key = row.get("key")
-    return Identity(str(row.get("problem_id")), key if isinstance(key, str) else None)
+        return Identity(identifier, problem_key(question, answer), question)
+    key = row.get("key", (key_of or {}).get(identifier))
+    return Identity(identifier, key if isinstance(key, str) else None)
 
 
 def refuse_no_match(matched: Matched[Any], key: str, file: str | Path) -> None:
@@ -154,6 +159,20 @@ def pool_text(problems: Iterable[Problem]) -> str:
     return json.dumps({"problems": [[problem.id, problem.key] for problem in problems]}, separators=(",", ":")) + "\n"
 
 
+def read_pool(path: Path) -> list[tuple[str, str]]:
+    """(id, key) of each problem that a run was begun with.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        return [(str(i), str(key)) for i, key in json.loads(path.read_text(encoding="utf-8"))["problems"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}); it names the problems that a run was begun with"
+        ) from error
+
+
 def check_pool(path: Path, problems: Sequence[Problem]) -> None:
     """Refuses to go on with a run whose pool is not the one that it was begun with: its ledger is by id.
 
@@ -161,12 +180,7 @@ def check_pool(path: Path, problems: Sequence[Problem]) -> None:
         ValueError: the pool differs, or the file cannot be read; the message counts what matches and names the first
             problem that does not.
     """
-    try:
-        before = [(str(i), str(key)) for i, key in json.loads(path.read_text(encoding="utf-8"))["problems"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}); it tells the problems that the run was begun with"
-        ) from error
+    before = read_pool(path)
     now = [(problem.id, problem.key) for problem in problems]
     if before == now:
         log.info("pool: %d of %d problems match those that the run was begun with", len(now), len(now))
@@ -175,8 +189,8 @@ def check_pool(path: Path, problems: Sequence[Problem]) -> None:
     same = sum(known.get(i) == key for i, key in now)
     gone = len(set(known.values()) - {key for _, key in now})
     raise ValueError(f"{path}: data.train is not as the run was begun with: {same} of {len(before)} problems match, "
-                     f"{gone} are gone or changed, {len(now)} are there now; {_first_difference(before, now)}. Give the "
-                     "run its data back, or begin a new one (another run_dir, without --resume)")  # fmt: skip
+                     f"{gone} are gone or changed, {len(now)} are there now; {_first_difference(before, now)}. Give "
+                     "the run its data back, or begin a new one (another run_dir, without --resume)")  # fmt: skip
 
 
 def _first_difference(before: Sequence[tuple[str, str]], now: Sequence[tuple[str, str]]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slmreason.data import chats
-from slmreason.data.choices import NumberKey, letter_of, numbering, read_key, read_options
+from slmreason.data.choices import NumberKey, hidden_options, letter_of, numbering, read_key, read_options
 from slmreason.data.columns import Columns
 from slmreason.data.golds import as_set, read_gold, unmatched
 from slmreason.data.rows import as_text, has_column, text_of, value_of
@@ -159,13 +159,14 @@ def _settle_systems(reading: _Reading) -> None:
 
 def _say_duplicates(reading: _Reading) -> None:
     """Says how many rows repeat a question; they are kept, since some benchmarks have such rows."""
+    if len({problem.question for problem in reading.problems.values()}) == len(reading.problems):
+        return
     golds: dict[str, set[str]] = {}
     for problem in reading.problems.values():
         golds.setdefault(problem.question, set()).add(problem.answer)
     repeated, torn = len(reading.problems) - len(golds), sum(len(answers) > 1 for answers in golds.values())
-    if repeated:
-        log.info("%s: %d rows repeat the question of a row before%s; all are kept", reading.name, repeated,
-                 f", {torn} questions have several answers" if torn else "")  # fmt: skip
+    log.info("%s: %d rows repeat the question of a row before%s; all are kept", reading.name, repeated,
+             f", {torn} questions have several answers" if torn else "")  # fmt: skip
 
 
 def _to_problem(row: Any, columns: Columns, name: str, identifier: str) -> tuple[Problem, NumberKey | None, str | None]:
@@ -184,6 +185,8 @@ def _to_problem(row: Any, columns: Columns, name: str, identifier: str) -> tuple
         if columns.answer_format in ("index", "index1"):
             raise ValueError(f"answer is not the position of an option: {reprlib.repr(raw)}")
         answer, trace = read_gold(raw, columns.answer_format)
+        if (hidden := hidden_options(row, answer)) is not None:
+            raise ValueError(hidden)
     if columns.trace is not None:
         given = value_of(row, columns.trace)
         turns = chats.turns_in(given)
@@ -203,14 +206,13 @@ def _to_problem(row: Any, columns: Columns, name: str, identifier: str) -> tuple
 
 def _chat(row: Any, columns: Columns) -> chats.Chat | None:
     """The conversation that a row is, if its question column holds one, or its default columns are not there."""
-    if not isinstance(row, Mapping):
+    if not isinstance(row, dict):
         return None
     turns, is_default = None, columns.question == Columns.question
-    if has_column(row, columns.question):
-        given = value_of(row, columns.question)
-        if (turns := chats.turns_in(given)) is None and (not is_default or has_column(row, columns.answer)):
-            return None
-    elif not is_default:
+    has_question, has_answer = has_column(row, columns.question), has_column(row, columns.answer)
+    if has_question:
+        turns = chats.turns_in(value_of(row, columns.question))
+    if turns is None and (not is_default or (has_question and has_answer)):
         return None
     if turns is None:
         turns = next((found for name in chats.COLUMNS if (found := chats.turns_in(row.get(name)))), None)

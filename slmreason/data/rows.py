@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,20 +32,25 @@ def value_of(row: Any, column: str) -> Any:
     """
     if isinstance(row, ValueError):
         raise row
-    if not isinstance(row, Mapping):
+    if not isinstance(row, dict):
         raise ValueError(f"a row must be an object: it is {kind_of(row)}")
     if "{" in column:
         names = {name: as_text(value_of(row, name), f"column {name!r}") for name in PLACE.findall(column)}
         return PLACE.sub(lambda match: names[match.group(1)], column).strip()
-    for option in column.split("|"):
+    for option in _options(column):
         if option in row:
             return row[option]
     raise ValueError(f"no column {column!r}: there are {sorted(map(str, row))}")
 
 
-def has_column(row: Any, column: str) -> bool:
+def has_column(row: Mapping[str, Any], column: str) -> bool:
     """Whether `value_of` would find it; a column that is put together from others is taken to be there."""
-    return "{" in column or (isinstance(row, Mapping) and any(option in row for option in column.split("|")))
+    return "{" in column or not row.keys().isdisjoint(_options(column))
+
+
+@lru_cache
+def _options(column: str) -> tuple[str, ...]:
+    return tuple(column.split("|"))
 
 
 def text_of(value: Any, column: str) -> str:
@@ -84,9 +90,10 @@ def kind_of(value: Any) -> str:
 def number_text(value: float | Decimal) -> str:
     """The shortest decimal that a finite number stands for: `0.1` for 0.1 held as float32, `0.3` for 0.1 + 0.2."""
     if isinstance(value, float):
-        if value.is_integer() and abs(value) < 2**53:
-            return str(int(value))
-        value = Decimal(_meant(value))
+        if value.is_integer():
+            value = Decimal(int(value)) if abs(value) < 2**53 else Decimal(repr(value))
+        else:
+            value = Decimal(_meant(value))
     exponent = value.adjusted() if value else 0
     if not -20 <= exponent <= 40:
         return str(value)

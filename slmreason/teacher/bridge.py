@@ -135,7 +135,7 @@ def _own(problem: Problem) -> str | BridgeCandidate | None:
     try:
         return dataset_solution(problem)
     except ValueError as error:
-        return BridgeCandidate(Trace(problem.id, problem.trace or "", "dataset"), f"{NO_SOLUTION}: {error}")
+        return BridgeCandidate(Trace(problem.id, problem.trace or "", "teacher"), f"{NO_SOLUTION}: {error}")
 
 
 def _propose(
@@ -157,10 +157,13 @@ def _propose(
         if text and text not in known:
             proposals[index].append(Trace(problems[index].id, text, provenance))
 
+    # The teacher is asked again where all that is known is the solution that came with the problem.
+    came = {(problem.id, text) for problem, text in zip(problems, solutions, strict=True)}
+    known = [trace for trace in known if (trace.problem_id, trace.text) not in came]
     answers = _asked(problems, known, "teacher", teacher.solve, student)
     for index, (text, solution) in enumerate(zip(answers, solutions, strict=True)):
         add(index, text, "teacher")
-        add(index, solution, "dataset")
+        add(index, solution, "teacher")
     raw = [text or solution for text, solution in zip(answers, solutions, strict=True)]
     places = {problem.id: index for index, problem in enumerate(problems)}
     others = [(places[trace.problem_id], trace) for trace in more if trace.problem_id in places]
