@@ -74,14 +74,13 @@ def unmatched(problems: Sequence[Problem]) -> dict[str, str]:
 
     All that is not a plain number is asked of the verifier in one call, each gold once.
     """
-    asked = {(p.answer, p.choices is not None, p.tolerance): p for p in problems if not is_plain(p.answer)}
-    left = list(asked)
-    for form in (r"The answer is \boxed{{{}}}.", "#### {}"):
-        rulings = rule(
-            Claim(form.format(_as_written(gold)), gold, is_choice, tolerance) for gold, is_choice, tolerance in left
-        )
-        left = [key for key, ruling in zip(left, rulings, strict=True) if not ruling.correct]
-    never = set(left)
+    asked = dict.fromkeys((p.answer, p.choices is not None, p.tolerance) for p in problems if not is_plain(p.answer))
+    claims = [
+        Claim(f"The answer is \\boxed{{{_as_written(gold)}}}.", gold, is_choice, tolerance)
+        for gold, is_choice, tolerance in asked
+    ]
+    rulings = rule(claims) if claims else []
+    never = {key for key, ruling in zip(asked, rulings, strict=True) if not ruling.correct}
     return {
         p.id: f"the gold answer does not verify against itself: {reprlib.repr(p.answer)}"
         for p in problems

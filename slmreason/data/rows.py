@@ -15,9 +15,13 @@ import numpy as np
 from slmreason.records import check_text
 
 PLACE = re.compile(r"\{([^{}]*)\}")
-_PRINTED_FLOAT = re.compile(r"-?\d+\.\d{8,}(?:[eE][-+]?\d+)?")
+_PRINTED_FLOAT = re.compile(r"-?\d+\.\d{5,}(?:[eE][-+]?\d+)?")
 _DOUBLE_DIGITS = 16
 """Significant digits from which on a printed double shows what its bits are, not what was meant."""
+_FLOAT32_DIGITS = 11
+"""As many as a float32 is never written with."""
+_ROUNDED_BITS = 18
+"""A float32 with so many bits was rounded from a decimal; it has 24."""
 _FLOAT32_MAX = 3.4e38
 _KINDS: dict[type, str] = {
     type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"
@@ -120,10 +124,15 @@ def narrow_float(value: float) -> float:
 def _meant(value: float) -> str:
     """The decimal that a double stands for, where its digits are too many to have been written by anybody."""
     printed = repr(value)
-    if _significant(printed) < _DOUBLE_DIGITS:
+    digits = _significant(printed)
+    if digits < _FLOAT32_DIGITS:
         return printed
-    if abs(value) <= _FLOAT32_MAX and float(np.float32(value)) == value:  # a float32 that was widened
+    is_narrow = abs(value) <= _FLOAT32_MAX and float(np.float32(value)) == value
+    # A fraction of few bits, as 1/65536, was written so; one of many was rounded to a float32 and widened.
+    if is_narrow and (digits >= _DOUBLE_DIGITS or value.as_integer_ratio()[0].bit_length() >= _ROUNDED_BITS):
         return str(np.float32(value))
+    if digits < _DOUBLE_DIGITS:
+        return printed
     for precision in (15, 14, 13, 12):  # the tail of a sum or a product: 0.30000000000000004, 2.9999999999999996
         rounded = f"{value:.{precision}g}"
         if _significant(rounded) <= precision - 4:
