@@ -168,6 +168,12 @@ def test_recorded_rollouts_of_one_question_with_two_golds_are_two_problems(tmp_p
     ]
 
 
+def test_the_gold_of_recorded_rollouts_may_stand_in_a_solution(tmp_path: Path) -> None:
+    rows = [{"question": "Which?", "answer": row(1)["answer"] + "\nThat is all.", "response": "It is \\boxed{2}."}]
+    [recorded], _, _ = read_recorded(write(tmp_path / "rollouts.jsonl", rows))
+    assert (recorded.problem.answer, recorded.num_correct) == ("2", 1)
+
+
 # -- the pool of a run ------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from slmreason.data.files import local_rows
+from slmreason.data.golds import read_gold
 from slmreason.data.rows import as_text, readable, value_of
 from slmreason.records import Problem, Rollout, RolloutGroup
 from slmreason.verify.answers import Claim, rule
@@ -55,6 +56,8 @@ def read_recorded(path: Path) -> tuple[list[RolloutGroup], list[str], int]:
 def _fields(where: str, row: Any) -> tuple[str, str, str]:
     try:
         question, gold, text = (as_text(value_of(row, c), f"column {c!r}") for c in (QUESTION, GOLD, RESPONSE))
+        if "####" in gold or "boxed" in gold:  # a whole solution
+            gold, _ = read_gold(gold)
         if not question.strip() or not gold.strip():
             raise ValueError("the question or the gold answer is empty")
         if row.get("correct") not in (None, True, False):
