@@ -113,7 +113,7 @@ def to_problems(rows: Iterator[tuple[str, Any]], columns: Columns, name: str, li
     for number, problem in list(reading.problems.items()) if never else []:
         if problem.id in never:
             reading.reject(number, never[problem.id])
-    _say_duplicates(reading)
+    _say_contradictions(reading)
     return reading.loaded()
 
 
@@ -157,16 +157,16 @@ def _settle_systems(reading: _Reading) -> None:
                  "..." if len(text) > SHOWN_CHARS else "")  # fmt: skip
 
 
-def _say_duplicates(reading: _Reading) -> None:
-    """Says how many rows repeat a question; they are kept, since some benchmarks have such rows."""
+def _say_contradictions(reading: _Reading) -> None:
+    """Says how many questions have several answers: no row tells which one is right, so all are kept."""
     if len({problem.question for problem in reading.problems.values()}) == len(reading.problems):
         return
     golds: dict[str, set[str]] = {}
     for problem in reading.problems.values():
         golds.setdefault(problem.question, set()).add(problem.answer)
-    repeated, torn = len(reading.problems) - len(golds), sum(len(answers) > 1 for answers in golds.values())
-    log.info("%s: %d rows repeat the question of a row before%s; all are kept", reading.name, repeated,
-             f", {torn} questions have several answers" if torn else "")  # fmt: skip
+    if torn := [question for question, answers in golds.items() if len(answers) > 1]:
+        log.warning("%s: %d questions stand in several rows with different answers, all are kept; the first: %r",
+                    reading.name, len(torn), torn[0][:SHOWN_CHARS])  # fmt: skip
 
 
 def _to_problem(row: Any, columns: Columns, name: str, identifier: str) -> tuple[Problem, NumberKey | None, str | None]:
