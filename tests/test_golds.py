@@ -108,6 +108,17 @@ def test_a_gold_that_is_not_equal_to_itself_is_rejected_in_the_order_of_the_rows
     assert "does not verify against itself: '{2'" in loaded.rejects[0].reason
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "piece", ["answer is", " ", "<answer>", "\\boxed", "\\boxed{", "#### ", "$", "a, ", "\n", "1,", "(B) "]
+)
+def test_reading_takes_time_in_proportion_to_the_text(tmp_path: Path, piece: str) -> None:
+    long = f"answer{piece * 50_000}!"
+    load(tmp_path, [{"question": "1?", "answer": "1"}, {"question": "2?", "answer": long}])
+    load(tmp_path, [{"question": "1?", "o": ANIMALS, "answer": "A"}, {"question": "2?", "o": ANIMALS, "answer": long}],
+         choices="o")  # fmt: skip
+
+
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 

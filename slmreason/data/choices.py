@@ -189,7 +189,7 @@ def _number(value: Any) -> int | None:
 
 
 def _letter(answer: str, options: Options) -> str:
-    plain = _DRESS.sub(lambda match: match.group(1) or "", answer).strip()
+    plain = " ".join(_DRESS.sub(lambda match: match.group(1) or "", answer).split())
     by_text = _same_text(plain, options)
     match = _LETTER.fullmatch(plain)
     if match is None:

@@ -24,7 +24,6 @@ MAX_WORDS_WITH_SIGNS = 40
 _PLAIN = re.compile(r"-?\d{1,18}(?:\.\d{1,12})?|-?\d{1,3}(?:,\d{3})+|[A-Z]")
 _THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>", re.IGNORECASE)
 _THOUGHT_START = re.compile(r"<(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>", re.IGNORECASE)
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 _MARKER = re.compile(r"\banswer\b", re.IGNORECASE)
 _SAID = re.compile(r"(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*[:=]?\s*", re.IGNORECASE)
 _NUMBER = r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?"
@@ -114,11 +113,18 @@ def _found(text: str, answer_format: AnswerFormat) -> tuple[str, bool]:
         if boxed is None:
             raise ValueError(r"no \boxed{} in the answer")
         return boxed, True
-    if answer_format == "auto" and (tagged := _TAGGED.findall(text)):
-        return str(tagged[-1]), True
+    if answer_format == "auto" and (tagged := _tagged(text)) is not None:
+        return tagged, True
     if answer_format == "auto" and _MARKER.search(text) and (marked := final_answer(text)):
         return marked, is_prose(text)
     return text, False
+
+
+def _tagged(text: str) -> str | None:
+    """What stands between the last `<answer>` and its end."""
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(0, end))
+    return text[start + len("<answer>") : end] if start >= 0 else None
 
 
 def _after_thoughts(text: str) -> str:
@@ -139,7 +145,7 @@ def _after_thoughts(text: str) -> str:
 def _after_mark(text: str) -> str:
     """The answer behind the last `####`: what stands first there, since some go on after it."""
     lines = text.rpartition("####")[2].strip().splitlines()
-    line = (lines[0] if lines else "").strip().strip("*_` ")
+    line = " ".join((lines[0] if lines else "").split()).strip("*_` ")
     line = line[match.end() :] if (match := _SAID.match(line)) else line
     number = _LEADING_NUMBER.match(line)
     return number.group(1) if number and is_prose(line) else line.strip()

@@ -20,12 +20,13 @@ from urllib.parse import parse_qs
 
 from slmreason.data.columns import Columns
 from slmreason.data.files import is_file_name, local_rows
+from slmreason.data.golds import as_set
 from slmreason.data.reading import Loaded, to_problems
 from slmreason.data.rows import narrow_float, readable
 from slmreason.embedded.families import DIALS, make_problems
 from slmreason.records import Problem, Reject
 
-__all__ = ["KNOWN", "Columns", "DatasetSpec", "Loaded", "load_problems", "most_common", "split_source"]
+__all__ = ["KNOWN", "Columns", "DatasetSpec", "Loaded", "as_set", "load_problems", "most_common", "split_source"]
 
 
 @dataclass(frozen=True)
