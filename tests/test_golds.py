@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmreason.data.golds import read_gold
+from slmreason.data.golds import is_simple, read_gold
 from slmreason.data.rows import as_text
 from slmreason.data.sources import Columns, Loaded, load_problems
+from slmreason.verify.answers import Claim, rule
 
 CASES = Path(__file__).parents[1].parent / "shared" / "cases" / "gold.jsonl"
 
@@ -106,6 +107,32 @@ def test_a_gold_that_is_not_equal_to_itself_is_rejected_in_the_order_of_the_rows
     assert [problem.answer for problem in loaded.problems] == ["1", "\\frac{1}{2}"]
     assert [reject.where.rpartition(" ")[2] for reject in loaded.rejects] == ["2", "4"]
     assert "does not verify against itself: '{2'" in loaded.rejects[0].reason
+
+
+def test_a_simple_gold_equals_itself_as_the_verifier_sees_it(real_data: Path) -> None:
+    golds = [
+        problem.answer
+        for name in ("math500/test.jsonl.gz", "olympiadbench/test.jsonl.gz", "minerva/test.jsonl")
+        for problem in load_problems(f"{name.partition('/')[0]}={real_data / name}").problems
+        if is_simple(problem.answer)
+    ]
+    made = [
+        "\\frac{1}{2}",
+        "x^{2}+y_1",
+        "(1, 2]",
+        "{",
+        "}{",
+        "x, y",
+        "\\sqrt{\\frac{2}{3}}",
+        "a=b",
+        "f(x)=2x",
+        "1. 5",
+        "{{1}",
+    ]
+    golds += [gold for gold in made if is_simple(gold)]
+    assert len(golds) > 500
+    rulings = rule(Claim(f"It is \\boxed{{{gold}}}.", gold) for gold in golds)
+    assert [gold for gold, ruling in zip(golds, rulings, strict=True) if not ruling.correct] == []
 
 
 @pytest.mark.timeout(20)
