@@ -36,6 +36,8 @@ from slmreason.config import (
     parse,
 )
 from slmreason.curriculum import Curriculum
+from slmreason.data import identity
+from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.datasteps import load_data, prepare_bridge, prepare_critique, prepare_stratify
 from slmreason.distributed import first_only, is_first
 from slmreason.evaluate.benchmarks import evaluate, load_benchmarks, save_scores
@@ -43,7 +45,7 @@ from slmreason.export.export import export
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
-from slmreason.records import BridgeResult, Critique
+from slmreason.records import BridgeResult, Critique, Trace
 from slmreason.redact import SafeFormatter, cell, shown
 from slmreason.resume import newest_checkpoint
 from slmreason.rollout.worker import EngineError
@@ -194,8 +196,7 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
     benchmarks = load_data(made, config)
     fresh = lambda: fresh_trainer_config(config)  # noqa: E731
     traces, critiques = made.bridge.traces, made.critique.records
-    given_traces = read_records(Path(traces), BridgeResult) if traces else []
-    given_critiques = read_records(Path(critiques), Critique) if critiques else []
+    given_traces, given_critiques = given_files(made.data, traces, critiques)
     modules = {"sft": sft, "grpo": grpo, "cft": cft}
     stages = [modules[stage] for stage in dict.fromkeys(made.curriculum.stages)]
     try_trainers(fresh, stages, Path(config.run_dir), made.curriculum.max_tokens is not None)
@@ -253,6 +254,25 @@ class FitJob:
 
     def __call__(self) -> object:
         return self.do()
+
+
+def given_files(
+    data: ReasoningDataModule, traces: str | None, critiques: str | None
+) -> tuple[dict[str, Trace], list[Critique]]:
+    """What the files of earlier steps hold of the pool's problems; what is of no problem of it goes to the rejects.
+
+    Raises:
+        ValueError: a file cannot be read, or none of its lines is about the pool.
+    """
+    chosen: dict[str, Trace] = {}
+    records: list[Critique] = []
+    if traces:
+        chosen, others = identity.given_traces(read_records(Path(traces), BridgeResult), data.problems, traces)
+        data.unmatched += others
+    if critiques:
+        records, others = identity.given_critiques(read_records(Path(critiques), Critique), data.problems, critiques)
+        data.unmatched += others
+    return chosen, records
 
 
 def new_run_folder(parser: Parser, config: Namespace) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
@@ -36,6 +36,7 @@ from slmreason.callbacks import (
     TrainingHealth,
 )
 from slmreason.data.datamodule import ReasoningDataModule, Restratified, StageSet
+from slmreason.data.identity import POOL_FILE, check_pool, pool_text
 from slmreason.data.ledger import Ledger, Place, evidence_of, read_lines
 from slmreason.data.sources import most_common
 from slmreason.data.strata import stratify
@@ -59,6 +60,7 @@ from slmreason.resume import (
     Journal,
     RunState,
     StageReport,
+    checkpoints,
     label_of,
     load_run,
     next_checkpoint,
@@ -69,7 +71,7 @@ from slmreason.resume import (
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, Sampling, stable_seed
 from slmreason.runfolder import append_records, read_records, write_records, write_text
-from slmreason.stages import AcquisitionStage, ConsolidationStage, CritiqueStage, bridge_rejects
+from slmreason.stages import AcquisitionStage, ConsolidationStage, CritiqueStage, bridge_rejects, without_trace
 from slmreason.student import Student
 from slmreason.tables import print_tables
 from slmreason.teacher.bridge import KNOWN, BridgeSettings, bridge, given
@@ -171,13 +173,13 @@ class Curriculum:
         device: torch.device,
         run_dir: Path,
         seed: int = 0,
-        given_traces: Sequence[BridgeResult] = (),
+        given_traces: Mapping[str, Trace] | None = None,
         given_critiques: Sequence[Critique] = (),
         console: Console | None = None,
     ) -> None:
         """
         Args:
-            given_traces: of `slmreason bridge`; their problems' traces are taken from here.
+            given_traces: of `slmreason bridge`, by the pool's ids; their problems' traces are taken from here.
             given_critiques: of `slmreason critique`; the next CFT trains on them too.
         """
         self.settings, self.student, self.data = settings, student, data
@@ -192,7 +194,7 @@ class Curriculum:
         self.reports: list[StageReport] = []
         self.critiques: list[Critique] = []
         """Of the newest round that had any."""
-        self._given_traces = {result.problem.id: result.chosen for result in given_traces if result.chosen}
+        self._given_traces = dict(given_traces or {})
         self._given_critiques = [recheck(record, student, reward, critique_settings) for record in given_critiques]
         self._began = time.monotonic()
         self._deadline: float | None = None
@@ -258,6 +260,7 @@ class Curriculum:
         """
         self.grpo.token_budget = self.data.token_budget
         self._accumulate = self.trainer_config().get("accumulate_grad_batches") or 1
+        first_only(self._keep_pool)
         self._restore(*load_run(self.run_dir, self.student))
         self._journal = Journal(self.run_dir, self._drain, self.student.tokens)
         self.data.ledger = Ledger(self.run_dir)
@@ -270,6 +273,17 @@ class Curriculum:
         if not self._has_teacher:
             log.info("no teacher: SFT has the dataset's own traces, hand-overs from them and the student's own right "
                      "solutions, without rewrites; CFT has the dataset's traces, without repairs")  # fmt: skip
+
+    def _keep_pool(self) -> None:
+        """Notes which problems the run is begun with, or checks that it goes on with the same."""
+        path = self.run_dir / POOL_FILE
+        if path.exists():
+            check_pool(path, self.data.problems)
+        elif (self.run_dir / "ledger.jsonl").exists() or checkpoints(self.run_dir):
+            raise ValueError(f"{path}: not there: an earlier version began this run, and nothing tells whether its "
+                             "problems are those of data.train now; begin a new run")  # fmt: skip
+        else:
+            write_text(path, pool_text(self.data.problems))
 
     def _restore(self, state: RunState, checkpoint: Path | None) -> None:
         if checkpoint is not None and state.within is not None:
@@ -305,7 +319,11 @@ class Curriculum:
         return self.teacher.drain_rejects() + gathered(self.reward.drain_rejects())
 
     def _all_rejects(self) -> list[Reject]:
-        return [*self.data.rejects, *(reject for benchmark in self.benchmarks for reject in benchmark.rejects)]
+        return [
+            *self.data.rejects,
+            *self.data.unmatched,
+            *(reject for benchmark in self.benchmarks for reject in benchmark.rejects),
+        ]
 
     def _stage(self, place: Place, started: float) -> tuple[str, int]:
         """One stage, which began at `started`: (`done` or why it was skipped, rows it started with)."""
@@ -638,6 +656,8 @@ class Curriculum:
             self._bridged = len(stage.results)
             append_records(folder / "bridge.jsonl", new)
             append_records(folder / "rejects.jsonl", bridge_rejects(new))
+            if new:
+                log.info("%s, %s", label_of(change.place), without_trace(new))
         text = self.student.tokenizer.decode
         rows = [
             row if isinstance(row, Problem)

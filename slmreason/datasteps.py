@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from jsonargparse import Namespace
@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from slmreason.config import ConfigError, Parser, differing_keys, fresh_trainer_config, instantiate
-from slmreason.data.evidence import evidence_in, evidence_row, read_evidence
+from slmreason.data.evidence import as_ledger_rows, evidence_in, evidence_row, matched_evidence
+from slmreason.data.identity import Identity, Pool, identity_in, identity_of
 from slmreason.data.ledger import Ledger, Place, given_harvest, placed_lines, read_lines
 from slmreason.data.recorded import read_recorded
 from slmreason.data.strata import Bands, Strata, stratify
@@ -30,6 +31,7 @@ from slmreason.records import (
     BridgeResult,
     Critique,
     Problem,
+    Provenance,
     Reject,
     RolloutGroup,
     from_json,
@@ -39,6 +41,7 @@ from slmreason.redact import cell
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling, stable_seed
 from slmreason.runfolder import append_records, record_of, write_text
+from slmreason.stages import without_trace
 from slmreason.tables import print_tables
 from slmreason.teacher.bridge import BridgeSettings, bridge
 from slmreason.teacher.critique import critique, pick_attempts
@@ -78,7 +81,7 @@ def prepare_stratify(parser: Parser, config: Namespace) -> Job:
             for row in disagreements[:10]:
                 log.warning("differs from its label: %s", row)
         made, processes, problems = None, None, [group.problem for group in groups]
-        by_id = {group.problem.id: group for group in groups}
+        by_key = {group.problem.key: group for group in groups}
         rollouts = 0
     else:
         made, processes = instantiate(parser, config), Processes(fresh_trainer_config(config))
@@ -88,17 +91,22 @@ def prepare_stratify(parser: Parser, config: Namespace) -> Job:
     bands = Bands(**vars(config.data.bands))
     if dry_run:
         return lambda: _show_plan("stratify", {"problems": len(problems), "rollouts to draw": rollouts}, None)
-    done = _go_on(out, parser, config, {"recorded": recorded}, lambda row, where: evidence_in(row, where).problem_id)
+
+    def of_evidence(row: dict[str, Any], where: str) -> Identity:
+        evidence_in(row, where)
+        return identity_in(row)
+
+    done = _go_on(out, parser, config, {"recorded": recorded}, problems, of_evidence)
 
     def sample(chunk: list[Problem]) -> list[RolloutGroup]:
-        return probe(made, config, chunk) if made is not None else [by_id[problem.id] for problem in chunk]
+        return probe(made, config, chunk) if made is not None else [by_key[problem.key] for problem in chunk]
 
     def job() -> None:
         if made is not None and processes is not None:
             processes.place(made.student)
         _in_chunks(out, problems, done, lambda chunk: [evidence_row(g, bands) for g in sample(chunk)])
         ledger = Ledger(None)
-        ledger.take(read_evidence(out), Place(0, "stratify"))
+        ledger.take(as_ledger_rows(matched_evidence(out, problems)), Place(0, "stratify"))
         _print(strata_table(stratify(ledger, problems, bands), ledger))
         log.info("bands: %s; fit starts from them with --data.evidence %s", out, out)
 
@@ -124,7 +132,11 @@ def prepare_bridge(parser: Parser, config: Namespace) -> Job:
     missing = [problem for problem in made.data.problems if problem.id not in ledger]
     if dry_run:
         return lambda: _show_bridge_plan(made, teacher, ledger, len(missing))
-    done = _go_on(out, parser, config, {}, lambda row, where: record_of(BridgeResult, row, where).problem.id)
+
+    def of_result(row: dict[str, Any], where: str) -> Identity:
+        return identity_of(record_of(BridgeResult, row, where).problem)
+
+    done = _go_on(out, parser, config, {}, made.data.problems, of_result)
 
     def job() -> None:
         processes.place(made.student)
@@ -134,8 +146,11 @@ def prepare_bridge(parser: Parser, config: Namespace) -> Job:
         strata = stratify(ledger, made.data.problems, made.data.bands)
         wanted = [p for band in ("medium", "hard") for p in getattr(strata, band)]
         _in_chunks(out, wanted, done, lambda chunk: _bridged(made, config, teacher, ledger, strata, chunk))
+        asked = {problem.key for problem in made.data.problems}
         results = [from_json(BridgeResult, row) for row in read_lines(out)]
+        results = [result for result in results if result.problem.key in asked]
         _print(bridge_table(results))
+        log.info(without_trace(results))
         _set_aside(out, teacher.drain_rejects())
         log.info("traces: %s; fit trains on them with --bridge.traces %s", out, out)
 
@@ -172,9 +187,12 @@ def prepare_critique(parser: Parser, config: Namespace) -> Job:
     harvest = config.pop("harvest", None)
     if harvest is None:
         raise ConfigError("--harvest is needed: the harvest.jsonl of a run")
-    groups = {group.problem.id: group for group in given_harvest(Path(harvest))}
+    lines = given_harvest(Path(harvest))
+    groups = {group.problem.key: group for group in lines}
     if not groups:
         raise ConfigError(f"--harvest {harvest}: no group in it")
+    log.info("--harvest %s: %d groups of %d problems, told apart by question and gold; the newest of each counts",
+             harvest, len(lines), len(groups))  # fmt: skip
     made, processes = instantiate(parser, config), Processes(fresh_trainer_config(config))
     teacher = made.teacher or TraceTeacher()
     problems = [group.problem for group in groups.values()]
@@ -184,10 +202,14 @@ def prepare_critique(parser: Parser, config: Namespace) -> Job:
         cost = teacher.estimate({"locate": asked, "repair": asked, "new_trace": asked})
         return lambda: _show_plan("critique", {"harvested groups": len(groups), "failed attempts": len(asked)}, cost)
     inputs = {"harvest": str(harvest)}
-    done = _go_on(out, parser, config, inputs, lambda row, where: record_of(Critique, row, where).problem.id)
+
+    def of_record(row: dict[str, Any], where: str) -> Identity:
+        return identity_of(record_of(Critique, row, where).problem)
+
+    done = _go_on(out, parser, config, inputs, problems, of_record)
 
     def make(chunk: list[Problem]) -> list[dict[str, Any]]:
-        records = critique([groups[p.id] for p in chunk], teacher, made.student, made.reward, made.critique)
+        records = critique([groups[p.key] for p in chunk], teacher, made.student, made.reward, made.critique)
         return [to_json(record) for record in records]
 
     def job() -> None:
@@ -204,12 +226,18 @@ def prepare_critique(parser: Parser, config: Namespace) -> Job:
 
 
 def _go_on(
-    out: Path, parser: Parser, config: Namespace, inputs: dict[str, Any], id_in: Callable[[dict[str, Any], str], str]
+    out: Path,
+    parser: Parser,
+    config: Namespace,
+    inputs: dict[str, Any],
+    problems: Sequence[Problem],
+    identity: Callable[[dict[str, Any], str], Identity],
 ) -> set[str]:
-    """Ids of the problems that an earlier call of the same step has done already.
+    """Keys of the problems that an earlier call of the same step has done already; how many lines match is said.
 
     Args:
-        id_in: the problem's id in a row that stands somewhere; a person may have edited the row.
+        problems: those that the step is for now.
+        identity: what a row that stands somewhere says of its problem; a person may have edited the row.
 
     Raises:
         ConfigError: the file is there, but was made by another configuration or from other inputs.
@@ -221,15 +249,19 @@ def _go_on(
         raise ConfigError(f"--out {out}: the file is there already, and not known to be of this step")
     if out.exists() and (keys := differing_keys(yaml.safe_load(note.read_text(encoding="utf-8")), now)):
         raise ConfigError(f"--out {out}: made with another {', '.join(keys)}; name another file, or remove it")
+    found = [identity(row, where) for where, row in placed_lines(out)]
+    matched = Pool(problems).match(found, str(out), lambda row: row)
+    if found:
+        log.info(matched.describe(f"--out {out}", len(problems)))
     write_text(note, yaml.safe_dump(now, sort_keys=False))
-    return {id_in(row, where) for where, row in placed_lines(out)}
+    return {problem.key for problem, _ in matched.found}
 
 
 def _in_chunks(
     out: Path, problems: Sequence[Problem], done: set[str], make: Callable[[list[Problem]], list[dict[str, Any]]]
 ) -> None:
-    """Makes the rows of the problems that are not done yet, and writes them chunk by chunk."""
-    todo = [problem for problem in problems if problem.id not in done]
+    """Makes the rows of the problems whose key is not done yet, and writes them chunk by chunk."""
+    todo = [problem for problem in problems if problem.key not in done]
     if done:
         log.info("%d of %d problems are in %s already", len(problems) - len(todo), len(problems), out)
     append_records(out, [])
@@ -291,7 +323,7 @@ def bridge_table(results: Sequence[BridgeResult]) -> Table:
     table = Table(title=f"traces: {sum(r.chosen is not None for r in results)} of {len(results)} problems have one")
     for heading in ("candidate", "proposed", "chosen", "fell", "RSR", "nats/token", "most fell for"):
         table.add_column(heading, justify="right" if heading not in ("candidate", "most fell for") else "left")
-    for kind in ("teacher", "bridged", "handover", "self"):
+    for kind in get_args(Provenance):
         mine = [c for r in results for c in r.candidates if c.trace.provenance == kind]
         if not mine:
             continue

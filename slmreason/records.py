@@ -7,6 +7,7 @@ unknown and missing fields and wrong types by name, so a file written by hand fa
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import reprlib
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 Band = Literal["simple", "medium", "hard"]
 BAND_NAMES: tuple[Band, ...] = ("simple", "medium", "hard")
 Provenance = Literal["teacher", "bridged", "handover", "self"]
+"""Who wrote a trace; `teacher` too where it came with the problem."""
 CritiqueKind = Literal["diagnosis", "repair", "new_trace"]
 
 T = TypeVar("T")
@@ -107,6 +109,17 @@ class Problem:
     """Option texts of a multiple-choice problem, in the order A, B, C, ...; they stand in the question too."""
     tolerance: float = 0.0
     """By how much a decimal answer may differ from the gold one, in its own unit."""
+
+    @property
+    def key(self) -> str:
+        """A digest of question and gold: the same problem has the same key wherever its row stands."""
+        return problem_key(self.question, self.answer)
+
+
+def problem_key(question: str, answer: str) -> str:
+    """A digest of a question and its gold, spacing aside: 16 hexadecimal digits."""
+    text = f"{' '.join(question.split())}\0{' '.join(answer.split())}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,8 @@ from slmreason.teacher.critique import CritiqueSettings, capped, critique_exampl
 
 log = logging.getLogger(__name__)
 
+NO_CANDIDATE = "the dataset has no solution of it, the teacher gave none, and the student has not solved it"
+NOT_USABLE = "the dataset's solution of it cannot be used"
 BridgeFn = Callable[[Sequence[Problem]], list[BridgeResult]]
 """Proposes, verifies and selects a trace for each problem, all at once."""
 
@@ -82,10 +85,27 @@ def bridge_rejects(results: Sequence[BridgeResult]) -> list[Reject]:
         for candidate in result.candidates
         if candidate.rejected
     ] + [
-        Reject(result.problem.id, f"{result.band} problem", "no trace at all: not in this fit")
+        Reject(result.problem.id, f"{result.band} problem", f"no trace at all: {_no_candidate(result)}")
         for result in results
         if not result.candidates
     ]
+
+
+def _no_candidate(result: BridgeResult) -> str:
+    return NOT_USABLE if result.problem.trace else NO_CANDIDATE
+
+
+def without_trace(results: Sequence[BridgeResult]) -> str:
+    """How many problems have no trace to be trained on, and why: what felled the first candidate of each."""
+    none = [result for result in results if result.chosen is None]
+    if not none:
+        return f"traces: all {len(results)} problems have one"
+    reasons = Counter(
+        (result.candidates[0].rejected or "").partition(":")[0] if result.candidates else _no_candidate(result)
+        for result in none
+    )
+    said = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    return f"traces: {len(none)} of {len(results)} problems have none and are left out: {said}"
 
 
 @dataclass

@@ -279,9 +279,9 @@ REFUSED: dict[str, tuple[str, bytes | Callable[[Path], object] | None, str]] = {
         "a.parquet: no usable problem; all 2 rows are bad, the first in {file}, row 1: "
         f"no column {QUESTION!r}: there are ['label', 'text']",
     ),
-    "a table with commas": (
-        "a.csv", b"question,answer\n1 + 1,2\n",
-        "a.csv: no usable problem; all 2 rows are bad, the first in {file}, line 1: not JSON: Expecting value",
+    "a table under another name": (
+        "a.data", b"question,answer\n1 + 1,2\n",
+        "a.data: no usable problem; all 2 rows are bad, the first in {file}, line 1: not JSON: Expecting value",
     ),
     "UTF-16": (
         "a.jsonl", (GOOD + b"\n").decode().encode("utf-16"),

@@ -141,9 +141,11 @@ def test_contamination_is_kept_with_a_warning_when_that_is_asked_for(
 
 def test_evidence_of_a_problem_that_was_set_aside_is_not_used(tmp_path: Path) -> None:
     source = pool(tmp_path / "pool.jsonl", ["Mine?", "Theirs?"])
-    ids = [problem.id for problem in load_problems(source).problems]
+    problems = load_problems(source).problems
+    ids = [problem.id for problem in problems]
     evidence = tmp_path / "bands.jsonl"
-    evidence.write_text("".join(json.dumps({"problem_id": i, "attempts": 4, "successes": 2}) + "\n" for i in ids))
+    rows = [{"problem_id": p.id, "key": p.key, "attempts": 4, "successes": 2} for p in problems]
+    evidence.write_text("".join(json.dumps(row) + "\n" for row in rows))
     benchmark = {"bench": [Problem("t-1", "theirs", "1")]}
     data, all_of_it = data_module(source, evidence=evidence), data_module(source, False, evidence)
     data.load(len, benchmark)

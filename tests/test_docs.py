@@ -343,11 +343,10 @@ def test_the_teacher_of_the_docs_is_checked_like_any_other(example: Path) -> Non
     made = {row["problem"]["id"]: row["candidates"] for row in rows("runs/worksheet/round-01/sft/bridge.jsonl")}
     teachers = {i: [c for c in found if c["trace"]["provenance"] == "teacher"] for i, found in made.items()}
     solutions = {row["id"]: row["solution"] for row in rows("worksheet.jsonl")}
-    assert {i: [c["trace"]["text"] for c in found] for i, found in teachers.items()} == {
-        i: [solutions[i]] for i in teachers
-    }
+    assert {i: found[0]["trace"]["text"] for i, found in teachers.items()} == {i: solutions[i] for i in teachers}
     assert "a3" in teachers
-    assert [c["rejected"] for c in teachers["a3"]] == ["false equation: 3 * 5 = 16"]
+    assert [c["rejected"] for c in teachers["a3"]] == ["false equation: 3 * 5 = 16", None]
+    assert teachers["a3"][1]["trace"]["text"] == "3 * 5 = 15\n15 + 2 = 17\nThe answer is \\boxed{17}."  # the dataset's
     assert all(c["rejected"] is None for i in teachers.keys() - {"a3"} for c in teachers[i])
     refused = [row["reason"] for row in rows("runs/worksheet/round-01/sft/rejects.jsonl") if row["id"] == "a3"]
     assert "false equation: 3 * 5 = 16" in refused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from slmreason.embedded.families import FAMILIES, make_problems, rebuild, write_
 from slmreason.records import Diagnosis, Exemplar, Problem, Rollout, RolloutGroup, Trace
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.hf import HFEngine
+from slmreason.stages import NO_CANDIDATE, without_trace
 from slmreason.student import Student
 from slmreason.teacher.bridge import BridgeSettings, bridge, check_trace, score_traces
 from slmreason.teacher.critique import CritiqueSettings, critique, critique_examples, pick_attempts, prefix_before
@@ -286,6 +288,50 @@ def test_without_a_trace_the_students_own_solution_is_taken(student: Student, se
     assert [result.chosen.provenance if result.chosen else None for result in results] == ["self", "self", None, None]
     assert [len(result.candidates) for result in results] == [1, 1, 1, 0]
     assert results[2].candidates[0].rejected
+
+
+@pytest.mark.parametrize("select", [True, False])
+def test_the_solution_that_came_with_a_problem_is_a_candidate_whoever_the_teacher_is(
+    student: Student, select: bool
+) -> None:
+    [known] = make_problems("chain", "train", 1, (3,))
+    both = replace(known, trace=f"{true_solution(known)} And so on.")
+    alone = Problem("p-1", "What is 2 + 3?", "5", "2 + 3 = <<2+3=5>>5\n#### 5")
+    wrong = Problem("p-2", "What is 2 + 4?", "6", "2 + 4 = 7\n#### 7")
+    unclosed = Problem("p-3", "What is 2 + 5?", "7", "<think>2 + 5 = 7")
+    settings = BridgeSettings(select=select, handover=False, max_trace_tokens=400)
+    problems = [both, alone, wrong, unclosed, Problem("p-4", "What is 2 + 6?", "8")]
+    results = bridge(problems, student, HFEngine(), TEACHER, REWARD, settings, Sampling(80, temperature=0.0))
+    texts = [[candidate.trace.text for candidate in result.candidates] for result in results]
+    assert texts[0][:2] == [TEACHER.solve([known])[0], both.trace]
+    assert results[1].chosen is not None
+    assert texts[1] == [results[1].chosen.text] == ["2 + 3 = 5\nThe answer is \\boxed{5}."]
+    assert [result.chosen is None for result in results[2:]] == [True] * 3
+    assert (
+        results[3].candidates[0].rejected == "the dataset's solution cannot be used: the block of thoughts never closes"
+    )
+    said = without_trace(results)
+    assert "3 of 5 problems have none and are left out: " in said
+    for reason in ("final answer does not verify (1)", "the dataset's solution cannot be used (1)", NO_CANDIDATE):
+        assert reason in said
+
+
+def test_a_teacher_is_asked_again_where_only_the_dataset_had_a_solution(student: Student) -> None:
+    problem = Problem("p-1", "What is 2 + 3?", "5", "2 + 3 = 5\n#### 5")
+    asked: list[str] = []
+
+    class Later(ProceduralTeacher):
+        def solve(self, problems: Sequence[Problem]) -> list[str | None]:
+            asked.extend(problem.id for problem in problems)
+            return [None] * len(problems)
+
+    settings = BridgeSettings(select=False, max_trace_tokens=400)
+    known: list[Trace] = []
+    for _ in range(2):
+        [result] = bridge([problem], student, HFEngine(), Later(), REWARD, settings, Sampling(80), known=known)
+        known = [candidate.trace for candidate in result.candidates]
+        assert len(known) == 1
+    assert asked == ["p-1", "p-1"]
 
 
 def test_scores_do_not_depend_on_packing(student: Student) -> None:

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from slmreason.batching import HIDDEN_SIZE, PackedBatch, collate, plan_batches, without_targets
 from slmreason.data.contamination import contaminated
-from slmreason.data.evidence import read_evidence
+from slmreason.data.evidence import as_ledger_rows, matched_evidence
+from slmreason.data.identity import refuse_no_match
 from slmreason.data.ledger import Ledger, Place
 from slmreason.data.sources import Columns, load_problems, most_common
 from slmreason.data.strata import Bands, Routing, Strata, routed, stratify
@@ -83,8 +84,8 @@ class ReasoningDataModule(L.LightningDataModule):
     ) -> None:
         """
         Args:
-            train: The pool: `embedded:FAMILY/SPLIT?count=N&difficulty=1,2`, a .jsonl, .json or .parquet file (.gz too),
-                `NAME=FILE`, or a hub name such as `openai/gsm8k`.
+            train: The pool: `embedded:FAMILY/SPLIT?count=N&difficulty=1,2`, a file (.jsonl, .json, .parquet, .csv,
+                .tsv, and with .gz), `NAME=FILE`, or a hub name such as `openai/gsm8k`.
             columns: Which column is what, when the dataset is not a known one.
             split: Split of a hub dataset.
             limit: Read no more than so many rows of the pool.
@@ -97,7 +98,8 @@ class ReasoningDataModule(L.LightningDataModule):
                 `random` by lot with the same sizes, `all` everybody in both.
             decontaminate: Problems that a benchmark asks too, to the letter or but for case, spacing and punctuation,
                 are set aside into rejects.jsonl; false keeps them, with a warning.
-            evidence: File of `slmreason stratify` for this student: what it measured is not measured again.
+            evidence: File of `slmreason stratify` for this student: what it measured is not measured again. Its lines
+                are matched by question and gold, and how many match is said.
             num_workers: Worker processes of the dataloader; batches are planned beforehand, so the order is the same.
             seed: Of shuffling and review draws.
 
@@ -121,6 +123,8 @@ class ReasoningDataModule(L.LightningDataModule):
         self.problems: tuple[Problem, ...] = ()
         self.rejects: tuple[Reject, ...] = ()
         self.evidence_rows: list[dict[str, Any]] = []
+        self.unmatched: tuple[Reject, ...] = ()
+        """Lines of evidence, traces and critiques that are about no problem of the pool."""
         self.ledger = Ledger(None)
         self.band_of: dict[str, Band] = {}
         """Band of each problem at the newest stratification."""
@@ -156,8 +160,10 @@ class ReasoningDataModule(L.LightningDataModule):
                              f"the last in {last.where}: {last.reason}")  # fmt: skip
         self.problems, self.rejects = loaded.problems, loaded.rejects
         if self.evidence is not None:
-            pool = {problem.id for problem in self.problems}
-            self.evidence_rows = [row for row in read_evidence(Path(self.evidence)) if row["problem_id"] in pool]
+            matched = matched_evidence(Path(self.evidence), self.problems)
+            refuse_no_match(matched, "data.evidence", self.evidence)
+            log.info(matched.describe(f"data.evidence {self.evidence}", len(self.problems)))
+            self.evidence_rows, self.unmatched = as_ledger_rows(matched), matched.rejects
 
     # -- one fit ----------------------------------------------------------------------------------------------------
 

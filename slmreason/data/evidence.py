@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from slmreason.data.identity import POOL_FILE, Identity, Matched, Pool, identity_in, read_pool
 from slmreason.data.ledger import own_solution
+from slmreason.data.rows import readable
 from slmreason.data.strata import Bands
-from slmreason.records import RolloutGroup
+from slmreason.records import Problem, RolloutGroup
 from slmreason.runfolder import record_of, written_rows
 
 KEPT = ("problem_id", "attempts", "successes", "solution")
@@ -18,6 +21,7 @@ def evidence_row(group: RolloutGroup, bands: Bands) -> dict[str, Any]:
     """One problem's evidence, with its band for a person to read; `fit` reads the counts, so bands can be moved."""
     return {
         "problem_id": group.problem.id,
+        "key": group.problem.key,
         "band": bands.of(group.num_correct / len(group.rollouts)),
         "attempts": len(group.rollouts),
         "successes": group.num_correct,
@@ -40,15 +44,32 @@ class EvidenceRow:
     """Were spent before the run."""
 
 
-def read_evidence(path: Path) -> list[dict[str, Any]]:
-    """The rows of such a file, as the ledger takes them.
+def read_evidence(path: Path) -> list[tuple[Identity, EvidenceRow]]:
+    """The rows of such a file, each with what it says of its problem.
 
     Raises:
         ValueError: the file is not there, or a row lacks a count or has an impossible one; the message names the line.
     """
     if not path.exists():
         raise ValueError(f"{path}: no such file; `slmreason stratify` makes one")
-    return [vars(evidence_in(row, where)) for where, row in written_rows(path)]
+    found = [(row, evidence_in(row, where)) for where, row in written_rows(path)]
+    of_run = path.with_name(POOL_FILE)  # beside the ledger of a run, which may be given too
+    key_of = dict(read_pool(of_run)) if of_run.exists() else {}
+    return [(identity_in(row, key_of), evidence) for row, evidence in found]
+
+
+def matched_evidence(path: Path, problems: Sequence[Problem]) -> Matched[tuple[Identity, EvidenceRow]]:
+    """The rows of such a file that are about these problems.
+
+    Raises:
+        ValueError: as `read_evidence`.
+    """
+    return Pool(problems).match(read_evidence(path), readable(path), lambda row: row[0])
+
+
+def as_ledger_rows(matched: Matched[tuple[Identity, EvidenceRow]]) -> list[dict[str, Any]]:
+    """What matched, as the ledger takes it: under the pool's ids."""
+    return [vars(replace(evidence, problem_id=problem.id)) for problem, (_, evidence) in matched.found]
 
 
 def evidence_in(row: Any, where: str) -> EvidenceRow:

@@ -1,4 +1,4 @@
-"""Rows of local files, each with where it stands: JSONL, JSON, Parquet, and LogiQA's own text form.
+"""Rows of local files, each with where it stands: JSONL, JSON, Parquet, CSV, TSV, and LogiQA's own text form.
 
 A row that cannot be read comes as the error itself, in its place among the others. A file that cannot be read to its
 end, or has no row, is refused: an error that names it.
@@ -6,7 +6,9 @@ end, or has no row, is refused: an error that names it.
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import os
 import re
@@ -15,26 +17,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from slmreason.data.rows import narrow_float, readable
 from slmreason.runfolder import parse_line
 
-LOCAL_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
+"""Of files that are read here, in small letters or large ones, and with `.gz` behind them."""
+MAX_CELL_CHARS = 1 << 26
 UNREADABLE = (OSError, EOFError, zlib.error)
 """What reading a file raises that cannot be opened, or whose compression is broken or cut off."""
 
 
+def is_file_name(path: str) -> bool:
+    """Whether a source is a local file: by its suffix, whether it is there or not, or because it is there."""
+    return path.lower().removesuffix(".gz").endswith(SUFFIXES) or os.path.isfile(path)
+
+
 def local_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where, row) of a local JSONL, JSON, Parquet or LogiQA text file; a row that cannot be read is its ValueError.
+    """(where, row) of a local file, in the format that its suffix names; a row that cannot be read is its ValueError.
 
     Raises:
         ValueError: the file is not there, is empty or cannot be read to its end; the message names it, and the line.
     """
     if not os.path.isfile(path):
         raise ValueError(f"{path}: " + ("a folder, not a file" if os.path.isdir(path) else "no such file"))
-    kinds = {".parquet": _parquet_rows, ".json": _json_rows, ".txt": _logiqa_rows}
-    suffix = Path(path.name.removesuffix(".gz")).suffix
+    kinds = {".parquet": _parquet_rows, ".json": _json_rows, ".txt": _logiqa_rows, ".csv": _table_rows,
+             ".tsv": _table_rows}  # fmt: skip
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     number = 0
-    for number, row in enumerate(kinds.get(suffix, _jsonl_rows)(path), start=1):  # noqa: B007 - counted
-        yield row
+    for number, (where, row) in enumerate(kinds.get(suffix, _jsonl_rows)(path), start=1):  # noqa: B007 - counted
+        yield readable(where), row
     if not number:
         raise ValueError(f"{path}: empty, there is no row in it")
 
@@ -79,16 +90,76 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"{path}: cannot be read as Parquet ({error})") from error
+    narrow = [field.name for field in table.schema if str(field.type) in ("float", "halffloat")]
     for number in range(table.num_rows):
         try:
             [row] = table.slice(number, 1).to_pylist()
+            row |= {name: narrow_float(row[name]) for name in narrow if row[name] is not None}
         except (ValueError, OverflowError) as error:  # text that is not UTF-8, a time that is no date
             row = ValueError(f"not readable: {error}")
         yield f"{path}, row {number + 1}", row
 
 
+def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where, row) of a CSV or TSV file whose first line names the columns; a cell may hold line ends in quotes."""
+    csv.field_size_limit(MAX_CELL_CHARS)
+    line = 1
+    try:
+        # What is not UTF-8 is kept as half characters, which are then refused row by row.
+        with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            header_line = file.readline()
+            while header_line and not header_line.strip():
+                line, header_line = line + 1, file.readline()
+            if not header_line:
+                return
+            delimiter = _delimiter(path, header_line)
+            header = _header(path, next(csv.reader([header_line], delimiter=delimiter, strict=True)))
+            yield from _cells(path, csv.reader(file, delimiter=delimiter, strict=True), header, line)
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: cannot be read to its end ({error})") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {line}: the names of the columns cannot be read ({error})") from error
+
+
+def _cells(path: Path, reader: Any, header: list[str], before: int) -> Iterator[tuple[str, Any]]:
+    """The rows behind the header, which ends in line `before`."""
+    while True:
+        where = f"{path}, line {before + reader.line_num + 1}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                raise ValueError(f"{where}: a quote is opened and never closed, so the rest cannot be read") from error
+            yield where, ValueError(f"not a row of a table: {error}")
+            continue
+        if not cells or not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(header):
+            yield where, ValueError(f"not a row of this table: {len(cells)} cells, the first line names {len(header)}")
+        elif any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
+            yield where, ValueError("not UTF-8")
+        else:
+            yield where, dict(zip(header, cells, strict=True))
+
+
+def _delimiter(path: Path, header: str) -> str:
+    """The tabulator of a TSV file; in a CSV file the comma, or what stands in its place where there is none."""
+    if path.name.lower().removesuffix(".gz").endswith(".tsv"):
+        return "\t"
+    return next((sign for sign in ",;\t" if sign in header), ",")
+
+
+def _header(path: Path, names: list[str]) -> list[str]:
+    names = [name.strip() for name in names]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}, line 1: two columns have the name {twice[0]!r}")
+    return names
+
+
 def _opened(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else open(path, "rb")
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else open(path, "rb")
 
 
 def _whole_text(path: Path) -> str:

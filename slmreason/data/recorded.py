@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from slmreason.data.files import local_rows
-from slmreason.data.sources import as_text, value_of
+from slmreason.data.golds import read_gold
+from slmreason.data.rows import as_text, readable, value_of
 from slmreason.records import Problem, Rollout, RolloutGroup
 from slmreason.verify.answers import Claim, rule
 
 QUESTION, GOLD, RESPONSE = "problem|question|prompt", "gold|answer|target", "response|completion|text"
 
 
+Asked = tuple[str, str]
+"""A question with its gold: with another gold it is another problem."""
+
+
 def read_recorded(path: Path) -> tuple[list[RolloutGroup], list[str], int]:
-    """Grades recorded rollouts with our own verifier and groups them by question.
+    """Grades recorded rollouts with our own verifier and groups them by question and gold.
 
     Returns:
         (groups in the order of first appearance, a line for each rollout whose `correct` label differs from the
@@ -25,8 +29,9 @@ def read_recorded(path: Path) -> tuple[list[RolloutGroup], list[str], int]:
         ValueError: a row lacks the question, the gold answer or the response, or two questions have one id; the message
             names file and line. No row is left out: without all its rollouts a problem would be sorted wrongly.
     """
-    rollouts: dict[str, list[Rollout]] = {}
-    problems: dict[str, Problem] = {}
+    rollouts: dict[Asked, list[Rollout]] = {}
+    problems: dict[Asked, Problem] = {}
+    ids: set[str] = set()
     disagreements: list[str] = []
     labelled = 0
     rows = [(where, row, *_fields(where, row)) for where, row in local_rows(path)]
@@ -38,10 +43,11 @@ def read_recorded(path: Path) -> tuple[list[RolloutGroup], list[str], int]:
             labelled += 1
             if bool(label) != correct:
                 disagreements.append(f"{where}: verdict {correct}, label {label}: {text[-80:]!r}")
-        if question not in problems:
-            problems[question] = Problem(_identifier(where, row, path, problems), question, gold, source=str(path))
-        rollouts.setdefault(question, []).append(_rollout(text, correct))
-    groups = [RolloutGroup(problem, tuple(rollouts[question])) for question, problem in problems.items()]
+        asked = question, gold
+        if asked not in problems:
+            problems[asked] = Problem(_identifier(where, row, path, ids), question, gold, source=readable(path))
+        rollouts.setdefault(asked, []).append(_rollout(text, correct))
+    groups = [RolloutGroup(problem, tuple(rollouts[asked])) for asked, problem in problems.items()]
     if not groups:
         raise ValueError(f"{path}: no recorded rollout")
     return groups, disagreements, labelled
@@ -50,6 +56,8 @@ def read_recorded(path: Path) -> tuple[list[RolloutGroup], list[str], int]:
 def _fields(where: str, row: Any) -> tuple[str, str, str]:
     try:
         question, gold, text = (as_text(value_of(row, c), f"column {c!r}") for c in (QUESTION, GOLD, RESPONSE))
+        if "####" in gold or "boxed" in gold:  # a whole solution
+            gold, _ = read_gold(gold)
         if not question.strip() or not gold.strip():
             raise ValueError("the question or the gold answer is empty")
         if row.get("correct") not in (None, True, False):
@@ -59,14 +67,15 @@ def _fields(where: str, row: Any) -> tuple[str, str, str]:
     return question, gold, text
 
 
-def _identifier(where: str, row: dict[str, Any], path: Path, taken: Mapping[str, Problem]) -> str:
+def _identifier(where: str, row: dict[str, Any], path: Path, ids: set[str]) -> str:
     try:
-        given = as_text(row.get("id", row.get("idx", len(taken))), "the id")
+        given = as_text(row.get("id", row.get("idx", len(ids))), "the id")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    identifier = f"{path.name.partition('.')[0]}-{given}"
-    if any(problem.id == identifier for problem in taken.values()):
+    identifier = f"{readable(path.name).partition('.')[0]}-{given}"
+    if identifier in ids:
         raise ValueError(f"{where}: another question has the id {given!r} already")
+    ids.add(identifier)
     return identifier
 
 

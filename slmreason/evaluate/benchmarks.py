@@ -11,7 +11,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from slmreason.data.sources import load_problems, most_common
+from slmreason.data.sources import load_problems, most_common, split_source
 from slmreason.evaluate.metrics import MajAtK, PassAtK, ShareOfProblems
 from slmreason.records import Problem, Reject, RolloutGroup
 from slmreason.redact import cell
@@ -106,7 +106,7 @@ def short_name(source: str) -> str:
     """`embedded:chain/test?count=9` -> `chain`; `svamp=x.jsonl` -> `svamp`; a path -> its file name."""
     if source.startswith("embedded:"):
         return source.removeprefix("embedded:").partition("/")[0].partition("?")[0]
-    head = source.partition("=")[0]
+    head = split_source(source)[0]
     return Path(head).name.partition(".")[0] if "." in head else head
 
 

@@ -28,6 +28,7 @@ from slmreason.records import (
 from slmreason.rollout.engine import RolloutEngine, Sampling
 from slmreason.student import Student
 from slmreason.teacher.teacher import Teacher
+from slmreason.teacher.traces import dataset_solution
 from slmreason.verify.equations import false_equations
 from slmreason.verify.rewards import RewardFn
 from slmreason.verify.verdicts import verdict_on
@@ -66,6 +67,7 @@ class BridgeSettings:
 
 
 TOO_LONG = "too long"
+NO_SOLUTION = "the dataset's solution cannot be used"
 KNOWN = "known by heart"
 
 
@@ -94,6 +96,8 @@ def bridge(
 ) -> list[BridgeResult]:
     """Proposes, verifies, scores and selects a trace for each problem.
 
+    The solution that came with a problem is always among the candidates, whoever the teacher is.
+
     Args:
         sampling: how the student continues a hand-over.
         exemplars: right solutions of the student itself, shown to the teacher as style.
@@ -101,10 +105,13 @@ def bridge(
         known: what the teacher wrote in earlier rounds; the student has changed since, the teacher has not, so it is
             not asked, and paid, again.
     """
-    proposals = _propose(problems, student, engine, teacher, settings, sampling, exemplars, more, known)
+    own = [None] * len(problems) if teacher.has_dataset_solutions else list(map(_own, problems))
+    solutions = [None if isinstance(found, BridgeCandidate) else found for found in own]
+    proposals = _propose(problems, solutions, student, engine, teacher, settings, sampling, exemplars, more, known)
     checked = [
         [_checked(problem, trace, student, reward, settings) for trace in traces]
-        for problem, traces in zip(problems, proposals, strict=True)
+        + ([found] if isinstance(found, BridgeCandidate) else [])
+        for problem, traces, found in zip(problems, proposals, own, strict=True)
     ]
     scored = _score(problems, checked, student, settings.max_rank, token_budget)
     return [_selected(problem, candidates, settings) for problem, candidates in zip(problems, scored, strict=True)]
@@ -124,8 +131,17 @@ def _checked(
     return BridgeCandidate(trace, fault, sum(bool(line.strip()) for line in trace.text.splitlines()))
 
 
+def _own(problem: Problem) -> str | BridgeCandidate | None:
+    """The solution that came with a problem; a fallen candidate where it cannot be used, which is said."""
+    try:
+        return dataset_solution(problem)
+    except ValueError as error:
+        return BridgeCandidate(Trace(problem.id, problem.trace or "", "teacher"), f"{NO_SOLUTION}: {error}")
+
+
 def _propose(
     problems: Sequence[Problem],
+    solutions: Sequence[str | None],
     student: Student,
     engine: RolloutEngine,
     teacher: Teacher,
@@ -142,9 +158,14 @@ def _propose(
         if text and text not in known:
             proposals[index].append(Trace(problems[index].id, text, provenance))
 
-    raw = _asked(problems, known, "teacher", teacher.solve, student)
-    for index, text in enumerate(raw):
+    # The teacher is asked again where all that is known is the solution that came with the problem.
+    came = {(problem.id, text) for problem, text in zip(problems, solutions, strict=True)}
+    known = [trace for trace in known if (trace.problem_id, trace.text) not in came]
+    answers = _asked(problems, known, "teacher", teacher.solve, student)
+    for index, (text, solution) in enumerate(zip(answers, solutions, strict=True)):
         add(index, text, "teacher")
+        add(index, solution, "teacher")
+    raw = [text or solution for text, solution in zip(answers, solutions, strict=True)]
     places = {problem.id: index for index, problem in enumerate(problems)}
     others = [(places[trace.problem_id], trace) for trace in more if trace.problem_id in places]
     if not settings.select:
@@ -262,7 +283,7 @@ def _score(
         (i, j)
         for i, row in enumerate(candidates)
         for j, candidate in enumerate(row)
-        if not (candidate.rejected or "").startswith(TOO_LONG)
+        if not (candidate.rejected or "").startswith((TOO_LONG, NO_SOLUTION))
     ]
     texts = [candidates[i][j].trace.text for i, j in places]
     scores = score_traces([problems[i] for i, _ in places], texts, student, max_rank, token_budget)

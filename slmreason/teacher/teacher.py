@@ -16,6 +16,9 @@ from slmreason.records import Diagnosis, Exemplar, Problem, Reject
 class Teacher(ABC):
     """A source of traces, rewrites, diagnoses and repairs."""
 
+    has_dataset_solutions: bool = False
+    """Whether what it solves with are the solutions that came with the problems; else the Bridge adds those itself."""
+
     @abstractmethod
     def solve(self, problems: Sequence[Problem]) -> list[str | None]:
         """A raw trace of each problem, in the teacher's own manner."""
@@ -58,6 +61,7 @@ class FirstProcessTeacher(Teacher):
 
     def __init__(self, teacher: Teacher) -> None:
         self.teacher = teacher
+        self.has_dataset_solutions = teacher.has_dataset_solutions
 
     def solve(self, problems: Sequence[Problem]) -> list[str | None]:
         return first_only(lambda: self.teacher.solve(problems))

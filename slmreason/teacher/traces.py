@@ -25,6 +25,8 @@ class TraceTeacher(Teacher):
     A trace whose block of thoughts never closes, or that has nothing behind it, is none; `drain_rejects` tells.
     """
 
+    has_dataset_solutions = True
+
     def __init__(self, thoughts: Thoughts = "drop") -> None:
         """
         Args:
@@ -63,17 +65,27 @@ class TraceTeacher(Teacher):
         return rejects
 
     def _trace(self, problem: Problem) -> str | None:
-        if not problem.trace:
-            return None
         try:
-            solution = without_thoughts(problem.trace)
+            return dataset_solution(problem, self.thoughts)
         except ValueError as error:
-            self._rejects.append(Reject(problem.id, "trace", str(error), {"characters": len(problem.trace)}))
+            characters = len(problem.trace or "")
+            self._rejects.append(Reject(problem.id, "trace", str(error), {"characters": characters}))
             return None
-        if solution is None:
-            return tidy_trace(problem.trace, problem.answer)
-        # A model wrote it, so it may end anywhere: no answer is put into its mouth.
-        return solution if self.thoughts == "drop" else problem.trace.strip()
+
+
+def dataset_solution(problem: Problem, thoughts: Thoughts = "drop") -> str | None:
+    """The worked solution that came with a problem, as a completion; None where none came.
+
+    Raises:
+        ValueError: one came, and its thoughts never close or nothing follows them.
+    """
+    if not problem.trace:
+        return None
+    solution = without_thoughts(problem.trace)
+    if solution is None:
+        return tidy_trace(problem.trace, problem.answer)
+    # A model wrote it, so it may end anywhere: no answer is put into its mouth.
+    return solution if thoughts == "drop" else problem.trace.strip()
 
 
 def without_thoughts(trace: str) -> str | None:

@@ -1,0 +1,40 @@
+"""Which column of a dataset is what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from slmreason.data.golds import AnswerFormat
+from slmreason.data.rows import PLACE
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of a dataset is what. `a|b` takes the first that exists; `{a} {b}` joins columns into a text."""
+
+    question: str = "question|problem|input|prompt"
+    """The question's column."""
+    answer: str = "answer|final_answer|target|result"
+    """The column with the gold answer."""
+    trace: str | None = None
+    """A worked solution; with `answer_format: hash` or `boxed` the answer column itself serves when this is not set."""
+    id: str | None = None
+    """A unique id; the row number stands in when this is not set."""
+    choices: str | None = None
+    """Option texts of a multiple-choice dataset; they are put under the question as `A) ...`."""
+    answer_format: AnswerFormat = "auto"
+    r"""How the gold stands in its column: `plain`; `hash` (after `####`, GSM8K); `boxed` (in `\boxed{}`, MATH); `index`
+    or `index1` (position of the right option, from 0 or from 1); `auto` looks at each value, and at the whole column
+    where numbers name options."""
+    any_order: bool | str = False
+    """Whether a gold answer that is a list counts in any order: for all rows, or by a column with true or false."""
+    tolerance: str | None = None
+    """The column that says by how much a decimal answer may differ; empty where it may not."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            column = getattr(self, each.name)
+            if isinstance(column, str) and set("{}") & set(PLACE.sub("", column)):
+                raise ValueError(
+                    f"data.columns.{each.name}: the braces of {column!r} do not pair; a column is {{name}}"
+                )
