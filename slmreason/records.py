@@ -109,6 +109,8 @@ class Problem:
     """Option texts of a multiple-choice problem, in the order A, B, C, ...; they stand in the question too."""
     tolerance: float = 0.0
     """By how much a decimal answer may differ from the gold one, in its own unit."""
+    relative_tolerance: float = 0.0
+    """By what share of the gold number an answer may differ, as Minerva's 0.01."""
 
     @property
     def key(self) -> str:

@@ -30,6 +30,8 @@ class Columns:
     """Whether a gold answer that is a list counts in any order: for all rows, or by a column with true or false."""
     tolerance: str | None = None
     """The column that says by how much a decimal answer may differ; empty where it may not."""
+    relative_tolerance: float = 0.0
+    """By what share of the gold number an answer may differ, for all rows: 0.01 is one percent."""
 
     def __post_init__(self) -> None:
         for each in fields(self):

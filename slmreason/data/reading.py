@@ -200,7 +200,16 @@ def _to_problem(row: Any, columns: Columns, name: str, identifier: str) -> tuple
         if not identifier:
             raise ValueError(f"column {columns.id!r} is empty")
     choices = options.texts if options else None
-    problem = Problem(identifier, question, answer, trace, name, choices, _tolerance(row, columns.tolerance))
+    problem = Problem(
+        identifier,
+        question,
+        answer,
+        trace,
+        name,
+        choices,
+        _tolerance(row, columns.tolerance),
+        columns.relative_tolerance,
+    )
     return problem, key, chat.system if chat else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def read_recorded(path: Path) -> tuple[list[RolloutGroup], list[str], int]:
     disagreements: list[str] = []
     labelled = 0
     rows = [(where, row, *_fields(where, row)) for where, row in local_rows(path)]
-    rulings = rule(Claim(text, gold) for _, _, _, gold, text in rows)
+    rulings = rule(_claim(where, row, gold, text) for where, row, _, gold, text in rows)
     for (where, row, question, gold, text), ruling in zip(rows, rulings, strict=True):
         correct = ruling.correct
         label = row.get("correct")
@@ -51,6 +53,21 @@ def read_recorded(path: Path) -> tuple[list[RolloutGroup], list[str], int]:
     if not groups:
         raise ValueError(f"{path}: no recorded rollout")
     return groups, disagreements, labelled
+
+
+def _claim(where: str, row: Mapping[str, Any], gold: str, text: str) -> Claim:
+    """What a row claims; beside its columns it may have `choices` (texts, or how many), `tolerance` and `truncated`."""
+    choices, tolerance = row.get("choices"), row.get("tolerance") or 0.0
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        raise ValueError(f"{where}: column 'tolerance' must be a number that is not negative: it is {tolerance!r}")
+    return Claim(
+        text,
+        gold,
+        is_choice=bool(choices),
+        tolerance=float(tolerance),
+        options=tuple(map(str, choices)) if isinstance(choices, list) else (),
+        truncated=row.get("truncated") is True,
+    )
 
 
 def _fields(where: str, row: Any) -> tuple[str, str, str]:

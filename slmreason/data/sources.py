@@ -53,7 +53,11 @@ KNOWN: dict[str, DatasetSpec] = {
     ),
     "amc23": DatasetSpec("math-ai/amc23", columns=Columns(question="question|problem")),
     "aime24": DatasetSpec("math-ai/aime24", columns=Columns(question="problem|question", answer="answer|solution")),
-    "minerva": DatasetSpec("math-ai/minervamath", columns=Columns(answer="answer|solution")),
+    "minerva": DatasetSpec(
+        "math-ai/minervamath",
+        # Its own rule: a number may be one percent off (arXiv 2206.14858, OCWCourses).
+        columns=Columns(answer="answer|solution", relative_tolerance=0.01),
+    ),
     "olympiadbench": DatasetSpec(
         "math-ai/olympiadbench",
         columns=Columns(answer="final_answer", any_order="is_multiple_answer", tolerance="error"),

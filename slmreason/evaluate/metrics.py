@@ -12,7 +12,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from slmreason.records import RolloutGroup, wilson_interval
-from slmreason.verify.answers import as_number, final_answer
+from slmreason.verify.notation import tidy
+from slmreason.verify.quantities import exact, without_unit
+from slmreason.verify.rewards import read_answer
 
 
 class ShareOfProblems(Metric):
@@ -77,10 +79,11 @@ class MajAtK(ShareOfProblems):
         votes: Counter[str] = Counter()
         right: dict[str, bool] = {}
         for rollout in group.rollouts[: self.k]:
-            answer = final_answer(rollout.text)
+            answer = read_answer(group.problem, rollout.text, rollout.truncated)
             if answer is not None:
-                number = as_number(answer)
-                key = answer if number is None else str(number.normalize())
+                value, _ = without_unit(tidy(answer))
+                number = exact(value)
+                key = value if number is None else f"{number.value}{'%' if number.is_percent else ''}"
                 votes[key] += 1
                 right.setdefault(key, rollout.correct)
         return float(right[votes.most_common(1)[0][0]]) if votes else 0.0

@@ -9,7 +9,7 @@ from slmreason.records import Problem, Rollout, RolloutGroup
 from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn, Verdict
-from slmreason.verify.verdicts import graded
+from slmreason.verify.verdicts import graded_completions
 
 
 def collect(
@@ -35,7 +35,9 @@ def collect(
         completions = engine.generate(student, prompts, group_size, sampling, advance)
         texts = [[student.decode(completion.token_ids) for completion in group] for group in completions]
         pairs = [(problem, text) for problem, row in zip(share, texts, strict=True) for text in row]
-        verdicts = iter(graded(reward, pairs))  # in one call, so that the verifier's processes work side by side
+        truncated = [completion.truncated for group in completions for completion in group]
+        # In one call, so that the verifier's processes work side by side.
+        verdicts = iter(graded_completions(reward, pairs, truncated))
         return [
             RolloutGroup(
                 problem,

@@ -17,8 +17,7 @@ from slmreason.records import Critique, CritiqueKind, Diagnosis, Example, Proble
 from slmreason.student import Student
 from slmreason.teacher.bridge import check_trace
 from slmreason.teacher.teacher import Teacher
-from slmreason.verify.answers import final_answer
-from slmreason.verify.rewards import RewardFn
+from slmreason.verify.rewards import RewardFn, read_answer
 
 
 @dataclass
@@ -46,7 +45,7 @@ def pick_attempts(group: RolloutGroup, limit: int) -> list[str]:
     by_answer: dict[str, str] = {}
     for rollout in sorted(group.rollouts, key=lambda r: (r.truncated, len(r.completion_ids), r.text)):
         if not rollout.correct and rollout.text.strip():
-            by_answer.setdefault(final_answer(rollout.text) or "", rollout.text)
+            by_answer.setdefault(read_answer(group.problem, rollout.text) or "", rollout.text)
     return list(by_answer.values())[:limit]
 
 

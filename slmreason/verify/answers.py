@@ -1,67 +1,88 @@
-r"""Is this completion's final answer the gold answer? math-verify decides; plain numbers and letters take a short cut.
+r"""Is this completion's final answer the gold answer? math-verify decides, plain numbers and words aside.
 
-What a model wrote is hostile until shown otherwise: only the final answer is looked at, its length is bounded, powers
+What a model wrote is hostile until shown otherwise: only the final answer is looked at, its length is bounded, numbers
 that could fill the memory are refused before any algebra runs, and the algebra runs in a process that can be killed
 (`slmreason.verify.pool`). Reading an answer takes time in proportion to the text.
 
-A gold answer says how it wants to be compared: `2, 3` is a list in this order, `\{2, 3\}` a set in any order.
-
-Characters count as what a reader sees: digits of any script, full-width letters, every dash that stands for a minus,
-and nothing where nothing is printed. Letters of other alphabets that look like ours are other letters.
+A gold answer says how it wants to be compared: `2, 3` is a list in this order, `\{2, 3\}` a set in any order. Where an
+answer comes from is told in `slmreason.verify.extract`, option letters in `slmreason.verify.choices`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
+from slmreason.verify.bounds import too_large
+from slmreason.verify.choices import choice_letter, chosen
+from slmreason.verify.extract import final_answer
+from slmreason.verify.notation import is_words, last_boxed, same_text, tidy
 from slmreason.verify.pool import DEFAULT, RIGHT, WRONG, Limits, Pair, Ruling, shared_pool
-
-MAX_ANSWER_CHARS = 256
-MAX_GOLD_CHARS = 4 * MAX_ANSWER_CHARS
-MAX_DIGITS = 100_000
-TOO_LARGE = Ruling(False, "too large")
-_NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})*|\d*)(?:\.\d+)?")
-_SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])")
-_POWER_OF_TEN = re.compile(r"(?:(.+?)\s*(?:\\times|\\cdot|\*|×)\s*|([-+]?))10\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|(\d))")
-_UNIT = re.compile(
-    r"(?<=[\d})])(?:\\[ ,;:]|~|\s)*(?:°|\^\s*(?:\{\s*\\circ\s*\}|\\circ)"
-    r"|(?:\\(?:text|textrm|mathrm|mbox)\s*\{[^{}]*[a-zA-Z]{2}[^{}]*\}|\b[ckm]m\b(?:/[hs]\b)?)(?:\s*\^\s*\{?[23]\}?)?"
-    r"|\s(?!(?:hundred|thousand|\w*illion|dozen|half|squared|cubed|factorial)s?$)[a-zA-Z]{3,})$"
+from slmreason.verify.quantities import (
+    MAX_ANSWER_CHARS,
+    Exact,
+    as_number,
+    exact,
+    in_base,
+    list_items,
+    same_unit,
+    without_unit,
 )
-_PERCENT = re.compile(r"\s*\\?%$")
-_AND = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![\w\\])(?:and|or)\b")
-_BRACKETED = re.compile(r"(?:\\left)?\s*\\?[{(\[](.*?)(?:\\right)?\s*\\?[})\]]", re.DOTALL)
-_MARKER = re.compile(r"(?:####|\bA:|\b[Ff]inal [Aa]nswer(?: is)?:?|\b[Aa]nswer(?: is)?:?)\s*(.+)")
-_LAST_NUMBER = re.compile(r"(?:(?<!\d)-)?\d[\d,]*(?:\.\d+)?")
-_BRACE = re.compile(r"\\f?box(?:ed)?\s*\{|[{}]")
-_CHARACTERS = {
-    **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63"), "-"),
-    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width
-    # Zero width and direction marks.
-    **dict.fromkeys([0xAD, 0x61C, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF]),
-}
-_LETTER = re.compile(r"\(?([A-Z])[).:]?(?:\s.*)?", re.DOTALL)
-_POWER = re.compile(r"\s*(?:\^|\*\*|\\exp\b)\s*")
-_HUGE = re.compile(r"[\d)}]+\s*!|\\[a-z]?(?:binom|choose|prod|sum|int)(?![a-zA-Z])")
+
+__all__ = [
+    "MAX_ANSWER_CHARS",
+    "MAX_GOLD_CHARS",
+    "Claim",
+    "as_number",
+    "choice_letter",
+    "final_answer",
+    "is_correct",
+    "last_boxed",
+    "list_items",
+    "rule",
+    "same_value",
+    "tidy",
+]
+
+MAX_GOLD_CHARS = 4 * MAX_ANSWER_CHARS
+TOO_LARGE = Ruling(False, "too large")
+MAX_FORMS = 4
+"""So many ways to write one answer may stand side by side."""
+PLACES = 6
+"""A decimal equals a number that is none when both are the same at so many places, as math-verify rounds."""
+_RELATION = re.compile(r"\\(?:ne|ge|le|not)(?![a-zA-Z])|[<>]")
+_APPROXIMATELY = re.compile(r"\\(?:approx|simeq|sim|cong|doteq)(?![a-zA-Z])|(?<![<>!])~=?")
+_NAME = re.compile(
+    r"(?:\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*|\\text\s*\{[^{}]*\}|\\angle\s*\w+|\\[a-z]+\s*\{\w+\}"
+    r"|[a-zA-Z][a-zA-Z ]{0,40})"
+    r"(?:\s*\([^()=]*\)|\s*\\text\s*\{[^{}]*\})?"
+)
+_PAIR_OF_BRACKETS = re.compile(r"\\?[{(\[](.*?)\\?[})\]]", re.DOTALL)
+_OPENING = re.compile(r"\s*(?:\\?\{|[(\[]|\\begin|\\l(?:angle|floor|ceil))")
+_PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
 
 
 class Claim(NamedTuple):
     """A completion and what its answer should be."""
 
     text: str
-    """Its last boxed expression is its answer, else what follows its last `####`, `A:` or `answer is`, else its last
-    number (as math-verify's own fallback)."""
+    """Its answer is the last box or `<answer>` tag, else the expression behind the last marker that has one (`####`,
+    `A:`, `answer is`, ...), else the last expression."""
     gold: str
     """The gold answer, with or without a box or dollar signs."""
     is_choice: bool = False
     """Compare option letters and nothing else."""
     tolerance: float = 0.0
-    """By how much a decimal number may differ, in its own unit."""
+    """By how much a number may differ, in its own unit."""
+    relative_tolerance: float = 0.0
+    """By what share of the gold number an answer may differ."""
+    options: tuple[str, ...] = ()
+    """Texts of the options of a multiple-choice problem, where they are known."""
+    truncated: bool = False
+    """The token limit cut the text off: without a finished answer (box, tag or marker) it is wrong."""
 
 
 def rule(claims: Iterable[Claim], limits: Limits = DEFAULT) -> list[Ruling]:
@@ -73,9 +94,9 @@ def rule(claims: Iterable[Claim], limits: Limits = DEFAULT) -> list[Ruling]:
     return _settle([_claim_plan(claim) for claim in claims], limits)
 
 
-def is_correct(text: str, gold: str, is_choice: bool = False, tolerance: float = 0.0) -> bool:
+def is_correct(text: str, gold: str, is_choice: bool = False, tolerance: float = 0.0, truncated: bool = False) -> bool:
     """True when the final answer of `text` equals `gold` in value: `rule` for a single claim."""
-    return rule([Claim(text, gold, is_choice, tolerance)])[0].correct
+    return rule([Claim(text, gold, is_choice, tolerance, truncated=truncated)])[0].correct
 
 
 def same_value(answer: str, gold: str, tolerance: float = 0.0) -> bool:
@@ -84,52 +105,29 @@ def same_value(answer: str, gold: str, tolerance: float = 0.0) -> bool:
     Args:
         answer: what a model gave; a unit behind its number is overlooked.
         gold: `2, 3` asks for this order, `\{2, 3\}` for any order.
-        tolerance: by how much a decimal number may differ, in its own unit.
+        tolerance: by how much a number may differ, in its own unit.
     """
-    return _settle([_value_plan(answer, gold, tolerance)], DEFAULT)[0].correct
-
-
-# From a text to its answer --------------------------------------------------------------------------------------------
-
-
-def final_answer(text: str) -> str | None:
-    """The part of a completion that counts as its answer; None when there is none."""
-    text = _as_seen(text)
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed.strip() or None
-    marked = _MARKER.findall(text)
-    if marked:
-        return str(marked[-1]).strip().rstrip(".") or None
-    numbers = _LAST_NUMBER.findall(text)
-    return str(numbers[-1]).rstrip(",") if numbers else None
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}` or `\fbox{...}` whose braces close, else None."""
-    if "box" not in text:
-        return None
-    last, opened = (-1, -1), []
-    for brace in _BRACE.finditer(text):
-        if brace.group() != "}":
-            opened.append(brace.end() if len(brace.group()) > 1 else -1)
-        elif opened and (start := opened.pop()) > last[0]:
-            last = start, brace.start()
-    return text[slice(*last)] if last[0] >= 0 else None
-
-
-def _as_seen(text: str) -> str:
-    return text if text.isascii() else text.translate(_CHARACTERS)
-
-
-def choice_letter(answer: str) -> str | None:
-    r"""The option letter of `C`, `(C)`, `C) Ann`, `\text{C}`; None for anything else."""
-    inner = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", answer).strip(" $.")
-    match = _LETTER.fullmatch(inner)
-    return match.group(1) if match else None
+    if max(len(answer), len(gold)) > MAX_GOLD_CHARS:
+        return False
+    return _settle([_value_plan(tidy(answer), tidy(gold), Margin(tolerance))], DEFAULT)[0].correct
 
 
 # Is it the gold answer? -----------------------------------------------------------------------------------------------
+
+
+class Margin(NamedTuple):
+    """By how much a number may differ from the gold one."""
+
+    absolute: float = 0.0
+    relative: float = 0.0
+
+    def of(self, gold: Fraction) -> Fraction:
+        return max(Fraction(repr(self.absolute)), abs(gold) * Fraction(repr(self.relative)))
+
+    @property
+    def is_zero(self) -> bool:
+        return not self.absolute and not self.relative
+
 
 _Plan = Ruling | tuple[Pair, ...]
 """A ruling, or the pairs of expressions that must all be equal."""
@@ -146,134 +144,233 @@ def _all_right(rulings: Iterable[Ruling]) -> Ruling:
 
 
 def _claim_plan(claim: Claim) -> _Plan:
-    answer = final_answer(claim.text)
-    if answer is None or len(answer) > MAX_ANSWER_CHARS:
+    if claim.is_choice or claim.options:
+        gold = choice_letter(claim.gold)
+        letter = chosen(claim.text, claim.options, truncated=claim.truncated)
+        return RIGHT if letter is not None and letter == gold else WRONG
+    words = is_words(_tidy_gold(claim.gold))
+    answer = final_answer(claim.text, claim.truncated, words)
+    if answer is None or len(answer) > MAX_GOLD_CHARS:
         return WRONG
-    if claim.is_choice:
-        letter = choice_letter(answer)
-        return RIGHT if letter is not None and letter == choice_letter(claim.gold) else WRONG
-    return _answer_plan(answer, claim.gold, claim.tolerance)
+    return _answer_plan(answer, claim.gold, Margin(claim.tolerance, claim.relative_tolerance))
+
+
+@lru_cache(maxsize=4096)  # all rollouts of a problem share its gold answer
+def _tidy_gold(gold: str) -> str:
+    return tidy(gold)
 
 
 @lru_cache(maxsize=65_536)
-def _answer_plan(answer: str, gold: str, tolerance: float) -> _Plan:
+def _answer_plan(answer: str, gold: str, margin: Margin) -> _Plan:
     """Two answers are equal when they are the same text, spacing aside, or equal in value."""
-    return RIGHT if _squeeze(tidy(answer)) == _squeeze(tidy(gold)) else _value_plan(answer, gold, tolerance)
+    mine, theirs = tidy(answer), _tidy_gold(gold)
+    return RIGHT if same_text(mine, theirs) else _value_plan(mine, theirs, margin)
 
 
-def _value_plan(answer: str, gold: str, tolerance: float) -> _Plan:
-    answer, gold = tidy(answer), tidy(gold)
-    mine, theirs = as_number(answer), as_number(gold)
-    if mine is not None and theirs is not None:
-        return RIGHT if _close(mine, theirs, tolerance) else WRONG
-    mine, theirs = as_number(_PERCENT.sub("", answer)), as_number(_PERCENT.sub("", gold))
-    if mine is not None and theirs is not None and _close(mine, theirs, tolerance):
-        return RIGHT
-    wanted = list_items(gold)
-    if len(wanted) > 1:
-        return _list_plan(answer, wanted, tolerance)
-    if len(answer) > MAX_ANSWER_CHARS or len(gold) > MAX_GOLD_CHARS:
+def _value_plan(answer: str, gold: str, margin: Margin) -> _Plan:
+    """How two tidied answers are compared that are not the same text."""
+    if is_words(gold):
+        return _words_plan(answer, gold)
+    if max(len(answer), len(gold)) > MAX_GOLD_CHARS or not answer:
         return WRONG
-    return TOO_LARGE if _too_large(answer, gold) else ((answer, gold),)
+    answer, gold = _last_side(answer, gold), _last_side(gold, answer)
+    mine, my_unit = without_unit(answer)
+    theirs, their_unit = without_unit(gold)
+    if exact(mine) is not None or exact(theirs) is not None:
+        if not same_unit(my_unit, their_unit):
+            return WRONG
+        quick = _numbers_plan(mine, theirs, margin)
+        if quick is not None:
+            return quick
+    bases = in_base(mine), in_base(theirs)
+    if bases[0] or bases[1]:
+        return _bases_plan(mine, theirs, *bases)
+    wanted = _expanded(gold)
+    if len(wanted) > 1:
+        return _list_plan(answer, wanted, margin, any_order="\\pm" in answer + gold)
+    return _single_plan(mine, theirs, answer, gold, margin)
 
 
-def _list_plan(answer: str, wanted: Sequence[str], tolerance: float) -> _Plan:
-    given = list_items(answer)
-    if len(given) == 1 and (inner := _BRACKETED.fullmatch(answer)):
-        given = list_items(inner.group(1))
+def _words_plan(answer: str, gold: str) -> _Plan:
+    """A gold answer of words: the same words, or the number that they are."""
+    mine, theirs = exact(without_unit(answer)[0]), exact(gold)
+    if mine is not None and theirs is not None:
+        return RIGHT if mine.value == theirs.value else WRONG
+    return RIGHT if same_text(answer, gold) else WRONG
+
+
+def _numbers_plan(answer: str, gold: str, margin: Margin) -> Ruling | None:
+    """The ruling where both are plain numbers; None where the algebra must tell."""
+    mine, theirs = exact(answer), exact(gold)
+    if mine is None or theirs is None:
+        return None
+    if _close(mine, theirs, margin):
+        return RIGHT
+    # A percent sign that only one of them has: `4.2\%` for 4.2, and `10\%` for 0.1.
+    if mine.is_percent != theirs.is_percent:
+        as_shares = [n._replace(value=n.value / 100, is_decimal=True) if n.is_percent else n for n in (mine, theirs)]
+        return RIGHT if _close(*as_shares, margin) else WRONG
+    return WRONG
+
+
+def _close(mine: Exact, theirs: Exact, margin: Margin) -> bool:
+    difference = abs(mine.value - theirs.value)
+    if difference <= margin.of(theirs.value):
+        return True
+    if mine.is_decimal == theirs.is_decimal:
+        return False
+    # One of them was rounded, perhaps: 0.333333 is 1/3. A small number needs more places to be told from zero.
+    smallest = min(abs(mine.value), abs(theirs.value))
+    if smallest == 0 or difference * 1000 > smallest:
+        return False
+    places = PLACES
+    while smallest < 1 and places < 60:
+        smallest, places = smallest * 10, places + 1
+    return round(mine.value, places) == round(theirs.value, places)
+
+
+def _bases_plan(answer: str, gold: str, mine: tuple[str, str] | None, theirs: tuple[str, str] | None) -> _Plan:
+    """Numbers in another base: the digits decide, and the base where the answer names one."""
+    if mine and theirs:
+        return RIGHT if mine == theirs else WRONG
+    digits = theirs[0] if theirs else None
+    return RIGHT if digits is not None and answer.lower() == digits else WRONG
+
+
+def _list_plan(answer: str, wanted: Sequence[str], margin: Margin, any_order: bool) -> _Plan:
+    given = _expanded(answer)
+    if len(given) == 1 and (inner := _PAIR_OF_BRACKETS.fullmatch(answer)):
+        given = _expanded(inner.group(1))
     if len(given) != len(wanted):
         return WRONG
-    plans = [_answer_plan(mine, theirs, tolerance) for mine, theirs in zip(given, wanted, strict=True)]
+    if any_order:
+        given, wanted = sorted(given, key=_rank), sorted(wanted, key=_rank)
+    plans = [_answer_plan(mine, theirs, margin) for mine, theirs in zip(given, wanted, strict=True)]
+    return _together(plans)
+
+
+def _together(plans: Sequence[_Plan]) -> _Plan:
     settled = _all_right(plan for plan in plans if isinstance(plan, Ruling))
-    return (
-        tuple(pair for plan in plans if not isinstance(plan, Ruling) for pair in plan) if settled.correct else settled
-    )
+    if not settled.correct:
+        return settled
+    pairs = tuple(pair for plan in plans if not isinstance(plan, Ruling) for pair in plan)
+    return pairs or RIGHT
 
 
-def _close(mine: Decimal, theirs: Decimal, tolerance: float) -> bool:
-    return mine == theirs or abs(mine - theirs) <= Decimal(repr(tolerance))
+def _rank(item: str) -> tuple[Fraction, str]:
+    number = exact(without_unit(_last_side(item, ""))[0])
+    return (number.value if number else Fraction(0), item)
 
 
-def as_number(answer: str) -> Decimal | None:
-    r"""The value of a plain decimal number, else None.
+def _expanded(answer: str) -> list[str]:
+    r"""The items of a list; `a \pm b` is two of them."""
+    items: list[str] = []
+    for item in list_items(answer):
+        bare = _last_side(item, "")
+        signs = _PLUS_MINUS.findall(bare) if not _OPENING.match(bare) else []
+        items += [_PLUS_MINUS.sub(sign, bare).lstrip("+ ") for sign in "+-"] if signs else [item]
+    return items
 
-    Thousands separators, a currency sign and a power of ten (`4.5e33`, `4.5 \times 10^{33}`) are allowed.
+
+def _single_plan(mine: str, theirs: str, answer: str, gold: str, margin: Margin) -> _Plan:
+    """One answer against one gold answer, neither of them plain numbers, as math-verify compares them."""
+    is_set = _PAIR_OF_BRACKETS.fullmatch(theirs) is not None
+    alternatives = _expanded(answer)
+    if len(alternatives) > 1 and not _OPENING.match(gold):
+        # One answer in two forms is one; several alternatives for one are none.
+        same = [_answer_plan(alternative, gold, margin) for alternative in alternatives[:MAX_FORMS]]
+        return _together(same) if len(alternatives) <= MAX_FORMS else WRONG
+    if is_set and gold.startswith("\\{"):
+        quick = _sets_plan(answer, gold, margin)
+        if quick is not None:
+            return quick
+    elif gold.startswith("(") and is_set and not _OPENING.match(answer) and "," in answer and "infty" not in gold:
+        return _list_plan(answer, list_items(gold[1:-1]), margin, any_order=False)
+    relations = _RELATION.search(answer), _RELATION.search(gold)
+    if relations[0] and not relations[1] and not re.search(r"\\infty|\\cup|\\in(?![a-z])|^\s*[(\[]", gold):
+        return WRONG  # `\ge 9` is not 9
+    if relations[1] and not relations[0] and exact(mine) is not None:
+        return WRONG
+    if relations[0] and _RELATION.match(answer.strip()):
+        mine = f"{_variable(gold)} {mine}"
+    if len(mine) > MAX_ANSWER_CHARS or len(theirs) > MAX_GOLD_CHARS:
+        return WRONG
+    if too_large(mine, theirs):
+        return TOO_LARGE
+    mine, theirs = _told_apart(mine, theirs)
+    if margin.is_zero:
+        return ((mine, theirs),)
+    return ((mine, theirs, f"{margin.absolute!r} {margin.relative!r}"),)
+
+
+def _sets_plan(answer: str, gold: str, margin: Margin) -> Ruling | None:
+    r"""Sets of plain numbers, in any order; None where an item is none."""
+    inner = [match.group(1) if (match := _PAIR_OF_BRACKETS.fullmatch(text)) else text for text in (answer, gold)]
+    sides = []
+    for text in inner:
+        numbers = [exact(without_unit(_last_side(item, ""))[0]) for item in _expanded(text)]
+        if not numbers or None in numbers:
+            return None
+        sides.append(sorted({number for number in numbers if number is not None}))
+    if len(sides[0]) != len(sides[1]):
+        return WRONG
+    return RIGHT if all(_close(mine, theirs, margin) for mine, theirs in zip(*sides, strict=True)) else WRONG
+
+
+# Equations, relations and letters -------------------------------------------------------------------------------------
+
+
+def _last_side(answer: str, other: str) -> str:
+    r"""The value that an equation gives: `x = 5`, `f(x) = 5`, `3+4 = 7`, `v \approx 4.2`; anything else as it is.
+
+    An equation stays one beside another, and so does one whose left side is more than a name or arithmetic.
     """
-    if len(answer) > MAX_ANSWER_CHARS:
-        return None
-    plain = tidy(answer).removeprefix("\\$").strip()
-    match = _POWER_OF_TEN.fullmatch(plain)
-    if match:
-        mantissa, sign, *powers = match.groups()
-        plain, power = mantissa or f"{sign}1", powers[0] or powers[1]
-    if not plain or not _NUMBER.fullmatch(plain):
-        return None
-    try:
-        number = Decimal(plain.replace(",", ""))
-    except InvalidOperation:
-        return None
-    return number.scaleb(int(power)) if match else number
+    parts = [part.strip() for part in _APPROXIMATELY.split(answer) if part.strip()]
+    if len(parts) > 1 or _APPROXIMATELY.match(answer.strip()):
+        exact_side = parts[0] if parts else answer
+        answer = parts[-1] if len(parts) > 1 and _NAME.fullmatch(exact_side) else exact_side
+    if "=" not in answer or ("=" in other and "," not in answer + other):
+        return answer
+    sides = _sides(answer) if len(list_items(answer)) == 1 else [answer]
+    if len(sides) < 2 or any(not side for side in sides[1:]):
+        return answer.strip("= ") if sides and not sides[0] and len(sides) == 2 else answer
+    is_name = not sides[0] or _NAME.fullmatch(sides[0]) is not None
+    is_arithmetic = all(not re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", side)) for side in sides[:-1])
+    return sides[-1] if is_name or is_arithmetic else answer
 
 
-def tidy(answer: str) -> str:
-    r"""An answer without box, dollar signs, last full stop, unit and thousands spacing; `4e3` as `4 \times 10^{3}`."""
-    answer = _as_seen(answer)
-    plain = re.sub(r"(?<!\\)\$", "", last_boxed(answer) or answer)
-    plain = re.sub(r"(?<=\d),\s*\\!\s*(?=\d)", "", plain).replace("\\!", "")
-    # Programming languages write 1./3; TeX writes 0.\overline{3}.
-    plain = re.sub(r"(?<=\d)\.(?=[\s/*+)-])", "", " ".join(plain.split()).rstrip(" .\\"))
-    return _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", _UNIT.sub("", plain))
-
-
-def list_items(answer: str) -> list[str]:
-    """The items of a list with commas, `and` or `or` between them; one item when it is no list, as 1,234 is none."""
-    if as_number(answer) is not None:
-        return [answer]
-    items, depth = [""], 0
-    for character in _AND.sub(",", answer):
+def _sides(answer: str) -> list[str]:
+    """What stands between the equals signs outside of brackets."""
+    sides, depth = [""], 0
+    for at, character in enumerate(answer):
         depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            items.append("")
+        if character == "=" and depth == 0 and answer[at - 1 : at] not in ("<", ">", "!"):
+            sides.append("")
         else:
-            items[-1] += character
-    return [item.strip() for item in items if item.strip()]
+            sides[-1] += character
+    return [side.strip() for side in sides]
 
 
-def _squeeze(answer: str) -> str:
-    """Two texts that differ only in what TeX does not print are the same text; a space between digits it prints."""
-    plain = re.sub(r"\\(?:left|right)(?![a-z])|\\[ ,;:]|~", " ", answer)
-    plain = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", plain)
-    plain = re.sub(r"\{(\w)\}", r"\1", plain)
-    return plain[2:-2] if plain.startswith("\\{") and plain.endswith("\\}") else plain
+def _variable(gold: str) -> str:
+    found = re.search(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", gold)
+    return found.group() if found else "x"
 
 
-def _too_large(answer: str, gold: str) -> bool:
-    """True when the algebra of an answer could fill the memory, and the gold answer is no excuse for that."""
-    if not set(_HUGE.findall(_squeeze(answer))) <= set(_HUGE.findall(_squeeze(gold))):
-        return True
-    return _digits(answer) > max(MAX_DIGITS, _digits(gold))
+def _told_apart(answer: str, gold: str) -> tuple[str, str]:
+    """Both with other letters where math-verify would take two letters for one: it folds them to one case."""
+    both = re.sub(r"\\(?:text\s*\{[^{}]*\}|[a-zA-Z]+)", " ", f"{answer} {gold}")
+    letters = set(re.findall("[a-zA-Z]", both))
+    clashing = sorted(letter for letter in letters if letter.isupper() and letter.lower() in letters)
+    if "E" in letters and "E" not in clashing and re.search(r"E\s*_", both):
+        clashing.append("E")  # with an index it is no Euler's number, which math-verify cannot read
+    free = [letter for letter in "qwzvuykjhbaxnmt" if letter not in letters and letter.upper() not in letters]
+    renamed = dict(zip(clashing, free, strict=False))
+    if not renamed:
+        return answer, gold
 
+    def rename(text: str) -> str:
+        return re.sub(
+            r"\\(?:text\s*\{[^{}]*\}|[a-zA-Z]+)|[A-Z]", lambda found: renamed.get(found.group(), found.group()), text
+        )
 
-def _digits(expression: str) -> float:
-    """A bound on the digits of any number in an expression: the longest times all exponents; infinite for a tower."""
-    digits = float(max(map(len, re.findall(r"\d+", expression)), default=0))
-    for match in _POWER.finditer(expression):
-        exponent = _exponent(expression[match.end() :])
-        if _POWER.search(exponent) or "!" in exponent:
-            return math.inf
-        digits *= math.prod(max(1.0, float(number)) for number in re.findall(r"\d+", exponent))
-    return digits
-
-
-def _exponent(text: str) -> str:
-    """What stands at the start of `text` as an exponent, with the sign of a further power behind it."""
-    command = re.match(r"\\[a-zA-Z]+\s*", text)
-    if command or text[:1] in ("{", "("):
-        end, depth = command.end() if command else 0, 0
-        while end < len(text) and (depth or text[end] in "{("):
-            depth += (text[end] in "{(") - (text[end] in "})")
-            end += 1
-    else:
-        end = len(text) - len(re.sub(r"^[-+]?[\w.]*", "", text))
-    behind = _POWER.match(text, end)
-    return text[: behind.end() if behind else end]
+    return rename(answer), rename(gold)

@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import wait
 
-Pair = tuple[str, str]
-"""An answer and the gold answer, two expressions."""
+Pair = tuple[str, ...]
+"""An answer and the gold answer, two expressions; behind them the margin of a number, where there is one."""
 MAX_WORKERS = 4
 START_SECONDS = 120.0
 """A process that is not ready by then will never be. It takes half a second, on a crowded machine some more."""
+WALL = 4
+"""A comparison may take so many times its processor time by the clock (`slmreason.verify.worker`)."""
+GRACE_SECONDS = 5.0
+"""A process keeps the time of its comparisons itself; it is killed when it does not answer even so much later."""
+LEAST_SECONDS = 0.05
+"""What a comparison may take when the call's budget is used up; ordinary ones take milliseconds."""
 MAX_KNOWN = 65_536
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME")
 
@@ -37,13 +44,23 @@ class Limits:
     workers: int | None = None
     """Processes; None takes one for each core this process may use, at most four."""
     timeout_s: float = 3.0
-    """Wall-clock seconds a comparison may take before its process is killed. Ordinary ones take milliseconds."""
+    """Seconds of processor time a comparison may take before its process is killed, and about four times as many by
+    the clock. Ordinary ones take milliseconds."""
     memory_mb: int = 1024
     """MiB of address space a process may have; an idle one has about 100."""
+    budget_s: float = 10.0
+    """Seconds that one call may lose to comparisons without a verdict, all processes together. As it is used up,
+    comparisons are given less time than `timeout_s`, down to a twentieth of a second."""
 
     def __post_init__(self) -> None:
         if (self.workers is not None and self.workers < 1) or self.timeout_s <= 0 or self.memory_mb < 1:
             raise ValueError("reward: workers and memory_mb must be at least 1, timeout_s above 0")
+        if self.budget_s <= 0:
+            raise ValueError("reward: budget_s must be above 0")
+
+    def seconds(self, lost: float) -> float:
+        """What the next comparison may take in a call that has lost so many seconds."""
+        return min(self.timeout_s, max(LEAST_SECONDS, (self.budget_s - lost) / 2))
 
     @property
     def num_workers(self) -> int:
@@ -63,7 +80,11 @@ class Ruling:
 
 
 RIGHT, WRONG = Ruling(True), Ruling(False)
-_REPLIES = {b"equal\n": RIGHT, b"different\n": WRONG, b"memory\n": Ruling(False, "memory")}
+_REPLIES = {
+    b"equal\n": RIGHT,
+    b"different\n": WRONG,
+    **{f"{limit}\n".encode(): Ruling(False, limit) for limit in ("memory", "timeout", "died")},
+}
 _READY = b"ready\n"
 
 
@@ -83,15 +104,17 @@ class Pool:
         _pools.add(self)
 
     def compare(self, pairs: Sequence[Pair]) -> list[Ruling]:
-        """The ruling on each pair, in their order. Verdicts are remembered; what met a limit is tried again.
+        """The ruling on each pair, in their order. Verdicts are remembered, and so is what met a limit.
+
+        A comparison that got less than `timeout_s`, because the call's budget was used up, is tried again in the next.
 
         Raises:
             RuntimeError: a worker cannot be started.
         """
         with self._lock:
             rulings = {pair: self._known[pair] for pair in pairs if pair in self._known}
-            found = self._ask([pair for pair in dict.fromkeys(pairs) if pair not in rulings])
-            self._known |= {pair: ruling for pair, ruling in found.items() if ruling.limit is None}
+            found, hurried = self._ask([pair for pair in dict.fromkeys(pairs) if pair not in rulings])
+            self._known |= {pair: ruling for pair, ruling in found.items() if pair not in hurried}
             while len(self._known) > MAX_KNOWN:
                 del self._known[next(iter(self._known))]
         rulings |= found
@@ -106,8 +129,11 @@ class Pool:
         """The processes of the workers that are there now."""
         return [worker.process.pid for worker in self._workers]
 
-    def _ask(self, pairs: Sequence[Pair]) -> dict[Pair, Ruling]:
+    def _ask(self, pairs: Sequence[Pair]) -> tuple[dict[Pair, Ruling], set[Pair]]:
+        """The ruling on each pair, and the pairs whose ruling is not to be remembered."""
         rulings: dict[Pair, Ruling] = {}
+        hurried: set[Pair] = set()
+        lost = 0.0
         waiting = deque(pairs)
         for worker in [worker for worker in self._workers if worker.process.poll() is not None]:
             self._dismiss(worker)  # it died between two calls, perhaps before it was ready: no failure to start
@@ -116,12 +142,16 @@ class Pool:
                 self._staff(len(pairs) - len(rulings))
                 for worker in self._workers:
                     if worker.is_idle and waiting:
-                        worker.ask(waiting.popleft())
-                self._hear(rulings)
+                        worker.ask(waiting.popleft(), self.limits.seconds(lost))
+                for pair, ruling, allowed in self._hear():
+                    rulings[pair] = ruling
+                    lost += allowed if ruling.limit else 0.0
+                    if ruling.limit == "died" or (ruling.limit and allowed < self.limits.timeout_s):
+                        hurried.add(pair)
         except BaseException:
             _end_all(self._workers)  # else their answers to these would be taken for answers to the next
             raise
-        return rulings
+        return rulings, hurried
 
     def _staff(self, wanted: int) -> None:
         """Replaces the workers that died idle; has as many as there are pairs to compare, if the limit allows."""
@@ -130,8 +160,8 @@ class Pool:
         while len(self._workers) < min(wanted, self.limits.num_workers):
             self._workers.append(_Worker(self.limits))
 
-    def _hear(self, rulings: dict[Pair, Ruling]) -> None:
-        """Waits for the first replies or the first limit; notes the rulings and dismisses whom they cost."""
+    def _hear(self) -> Iterator[tuple[Pair, Ruling, float]]:
+        """Waits for the first replies or the first limit: (pair, ruling, seconds that it was allowed)."""
         busy = [worker for worker in self._workers if not worker.is_idle]
         first = min(worker.deadline for worker in busy)
         heard = wait([worker.replies for worker in busy], max(0.0, first - time.monotonic()))
@@ -139,11 +169,12 @@ class Pool:
             has_replied = worker.replies in heard
             if not has_replied and time.monotonic() < worker.deadline:
                 continue
-            pair, ruling = worker.pair, worker.hear() if has_replied else worker.give_up()
-            if pair is not None and ruling is not None:
-                rulings[pair] = ruling
-            if ruling is not None and ruling.limit:
+            pair, allowed = worker.pair, worker.allowed_s
+            ruling = worker.hear() if has_replied else worker.give_up()
+            if worker.has_ended:
                 self._dismiss(worker)
+            if pair is not None and ruling is not None:
+                yield pair, ruling, allowed
 
     def _dismiss(self, worker: _Worker) -> None:
         worker.end()
@@ -161,8 +192,7 @@ class _Worker:
     """A process and the pair it has in hand."""
 
     def __init__(self, limits: Limits) -> None:
-        arguments = [str(limits.memory_mb), str(limits.timeout_s)]
-        self.command = [sys.executable, "-P", "-m", "slmreason.verify.worker", *arguments]
+        self.command = [sys.executable, "-P", "-m", "slmreason.verify.worker", str(limits.memory_mb)]
         self.process = subprocess.Popen(
             self.command,
             bufsize=0,
@@ -174,21 +204,24 @@ class _Worker:
         )
         assert self.process.stdout is not None
         self.replies = self.process.stdout.fileno()
-        self.timeout_s = limits.timeout_s
         self.pair: Pair | None = None
         self.is_ready = False
+        self.has_ended = False
+        """It must be replaced: it died, or it does not answer."""
+        self.allowed_s = 0.0
         self.deadline = time.monotonic() + START_SECONDS
 
     @property
     def is_idle(self) -> bool:
         return self.is_ready and self.pair is None
 
-    def ask(self, pair: Pair) -> None:
+    def ask(self, pair: Pair, seconds: float) -> None:
         """Hands over a pair, a line of at most 16 KB, which a pipe with nothing else in it takes at once."""
         assert self.process.stdin is not None
-        self.pair, self.deadline = pair, time.monotonic() + self.timeout_s
+        self.pair, self.allowed_s = pair, seconds
+        self.deadline = time.monotonic() + WALL * seconds + 1 + GRACE_SECONDS
         with suppress(BrokenPipeError):  # then it died, and the end of its replies says so
-            self.process.stdin.write(json.dumps(pair).encode() + b"\n")
+            self.process.stdin.write(json.dumps([seconds, *pair]).encode() + b"\n")
 
     def hear(self) -> Ruling | None:
         """What the process rules on its pair; None when it says that it has started."""
@@ -199,18 +232,22 @@ class _Worker:
             self.is_ready = True
             return None
         self.pair = None
+        self.has_ended = reply not in _REPLIES
         return _REPLIES.get(reply, Ruling(False, "died"))
 
     def give_up(self) -> Ruling:
         """The ruling when the time is over."""
         if not self.is_ready:
             raise RuntimeError(self._failure(f"did not start within {START_SECONDS:g} s"))
+        self.has_ended = True
         return Ruling(False, "timeout")
 
     def _failure(self, what: str) -> str:
         return f"a worker of the verifier {what}; is reward.memory_mb enough? Try: {' '.join(self.command)}"
 
     def end(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # with its fork, which does the work
         self.process.kill()
         self.process.wait()
         self._close()

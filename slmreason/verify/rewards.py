@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from slmreason.records import Problem, Reject
 from slmreason.verify.answers import Claim, final_answer, last_boxed, rule
+from slmreason.verify.choices import chosen
+from slmreason.verify.notation import is_words, tidy
 from slmreason.verify.pool import DEFAULT, Limits
 
 MAX_SHOWN_CHARS = 200
@@ -55,19 +57,23 @@ class AnswerReward(RewardFn):
         workers: int | None = DEFAULT.workers,
         timeout_s: float = DEFAULT.timeout_s,
         memory_mb: int = DEFAULT.memory_mb,
+        budget_s: float = DEFAULT.budget_s,
     ) -> None:
         r"""
         Args:
             format_weight: Added to the reward when the completion has a `\boxed{}` answer.
             workers: Processes that compare answers; null takes one for each core, at most four.
-            timeout_s: Wall-clock seconds a comparison may take; then its process is killed and the answer is wrong.
+            timeout_s: Seconds of processor time a comparison may take; then its process is killed and the answer is
+                wrong.
             memory_mb: MiB of address space a process may have; a comparison that needs more makes the answer wrong.
+            budget_s: Seconds that all completions graded together may lose to comparisons without a verdict; as they
+                are used up, comparisons are given less than `timeout_s`.
 
         Raises:
             ValueError: a limit is not positive.
         """
         self.format_weight = format_weight
-        self.limits = Limits(workers, timeout_s, memory_mb)
+        self.limits = Limits(workers, timeout_s, memory_mb, budget_s)
         self._rejects: list[Reject] = []
 
     def __call__(self, problem: Problem, text: str) -> Verdict:
@@ -77,7 +83,7 @@ class AnswerReward(RewardFn):
         rulings = rule([_claim(problem, text) for problem, text in pairs], self.limits)
         for (problem, text), ruling in zip(pairs, rulings, strict=True):
             if ruling.limit:
-                answer = (final_answer(text) or "")[:MAX_SHOWN_CHARS]
+                answer = (read_answer(problem, text) or "")[:MAX_SHOWN_CHARS]
                 self._rejects.append(Reject(problem.id, "verifier", ruling.limit, {"answer": answer}))
         return [
             Verdict(float(ruling.correct) + self._bonus(text), ruling.correct)
@@ -92,5 +98,23 @@ class AnswerReward(RewardFn):
         return self.format_weight if self.format_weight and last_boxed(text) is not None else 0.0
 
 
+def read_answer(problem: Problem, text: str, truncated: bool = False) -> str | None:
+    """What a completion answers to a problem: an option letter, words or an expression; None when it has no answer.
+
+    Args:
+        truncated: the token limit cut the text off, so only a finished answer counts.
+    """
+    if problem.choices is not None:
+        return chosen(text, problem.choices, truncated=truncated)
+    return final_answer(text, truncated, words=is_words(tidy(problem.answer)))
+
+
 def _claim(problem: Problem, text: str) -> Claim:
-    return Claim(text, problem.answer, problem.choices is not None, problem.tolerance)
+    return Claim(
+        text,
+        problem.answer,
+        is_choice=problem.choices is not None,
+        tolerance=problem.tolerance,
+        relative_tolerance=problem.relative_tolerance,
+        options=problem.choices or (),
+    )

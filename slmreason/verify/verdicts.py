@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from slmreason.records import Problem
-from slmreason.verify.rewards import AnswerReward, RewardFn, Verdict
+from slmreason.verify.rewards import AnswerReward, RewardFn, Verdict, read_answer
 
 WANTED = "a slmreason.verify.rewards.Verdict(reward, correct) is needed: a finite number, and True or False"
 
@@ -41,6 +41,35 @@ def graded(reward: RewardFn, pairs: Sequence[tuple[Problem, str]]) -> list[Verdi
         many = f"more than {len(pairs)}" if len(verdicts) > len(pairs) else len(verdicts)
         raise _error(reward, f"grade gave {many} verdicts for {len(pairs)} completions")
     return [_verdict(reward, verdict) for verdict in verdicts]
+
+
+def graded_completions(
+    reward: RewardFn, pairs: Sequence[tuple[Problem, str]], truncated: Sequence[bool]
+) -> list[Verdict]:
+    """The verdict on each completion; one that was cut off before it gave its answer is wrong.
+
+    A completion that ran into the token limit and has no finished answer (box, tag or marker) may end in the gold
+    number by accident. It earns what no answer earns.
+
+    Args:
+        truncated: whether the token limit cut a completion off, in the order of `pairs`.
+    """
+    verdicts = graded(reward, pairs)
+    unfinished = [
+        at
+        for at, ((problem, text), was_cut) in enumerate(zip(pairs, truncated, strict=True))
+        if was_cut and verdicts[at].correct and not _is_finished(problem, text)
+    ]
+    if unfinished:
+        silent = graded(reward, [(pairs[at][0], "") for at in unfinished])
+        for at, verdict in zip(unfinished, silent, strict=True):
+            verdicts[at] = Verdict(verdict.reward, correct=False)
+    return verdicts
+
+
+def _is_finished(problem: Problem, text: str) -> bool:
+    answer = read_answer(problem, text, truncated=True)
+    return answer is not None and answer == read_answer(problem, text)
 
 
 def verdict_on(reward: RewardFn, problem: Problem, text: str) -> Verdict:
