@@ -44,7 +44,7 @@ from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique
 from slmreason.redact import SafeFormatter, cell
 from slmreason.resume import newest_checkpoint
-from slmreason.rollout.worker import EngineError
+from slmreason.rollout.engine import EngineError
 from slmreason.runfolder import NO_ROOM, free_folder, lock_folder, read_records
 from slmreason.teacher.llm import TeacherError
 from slmreason.trainer import Processes
@@ -267,7 +267,7 @@ def prepare_test(parser: Parser, config: Namespace) -> Job:
     """pass@k and maj@k on the benchmarks."""
     out = Path(config.pop("out", "test.jsonl"))
     made = instantiate(parser, config)
-    benchmarks = load_benchmarks(config.benchmarks, made.evaluation, made.student)
+    benchmarks = load_benchmarks(config.benchmarks, made.evaluation, made.student, made.rollout)
     processes = Processes(fresh_trainer_config(config))
 
     def job() -> None:

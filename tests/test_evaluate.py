@@ -63,7 +63,7 @@ def test_benchmarks_have_short_names() -> None:
         "mawps",
     ]
     [benchmark] = load_benchmarks(
-        ["embedded:chain/test?count=9"], EvaluationSettings(limit=4), Student("embedded:qwen2")
+        ["embedded:chain/test?count=9"], EvaluationSettings(limit=4), Student("embedded:qwen2"), HFEngine()
     )
     assert (benchmark.name, len(benchmark.problems)) == ("chain", 4)
 

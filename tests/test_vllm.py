@@ -24,11 +24,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from slmreason.batching import collate
 from slmreason.embedded.families import make_problems
 from slmreason.records import Example
-from slmreason.rollout import vllm
-from slmreason.rollout.engine import Completion, Sampling
+from slmreason.rollout import apart as apart_module
+from slmreason.rollout.engine import Completion, EngineError, Sampling
 from slmreason.rollout.hf import HFEngine
 from slmreason.rollout.vllm import VLLMEngine
-from slmreason.rollout.worker import Core, EngineError
+from slmreason.rollout.core import Core
 from slmreason.student import Student
 
 # Not by importing it: that is part of what must leave no trace.
@@ -310,14 +310,14 @@ def test_another_precision_is_another_engine(here: VLLMEngine, student: Student)
 
 
 def worker_of(engine: VLLMEngine) -> subprocess.Popen[bytes]:
-    assert isinstance(engine._core, vllm._Apart)
+    assert isinstance(engine._core, apart_module.Apart)
     return engine._core._process
 
 
 def test_a_worker_answers_as_vllm_in_this_process(
     here: VLLMEngine, apart: VLLMEngine, lora_student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm, "CHUNK_BYTES", 1)  # as large as the largest tensor then, so the buffer is filled often
+    monkeypatch.setattr(apart_module, "CHUNK_BYTES", 1)  # as large as the largest tensor then, so the buffer is filled often
     prompts, seen = prompts_for(lora_student), []
     for _ in range(2):
         for engine in (here, apart):
@@ -448,13 +448,13 @@ def test_a_worker_is_a_world_of_its_own_on_the_same_device(monkeypatch: pytest.M
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    environ = vllm._environment(torch.device("cuda:1"), "/somewhere")
+    environ = apart_module._environment(torch.device("cuda:1"), "/somewhere")
     assert environ["CUDA_VISIBLE_DEVICES"] == "7"
     assert environ["TMPDIR"] == "/somewhere"
     assert not environ.keys() & {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"}
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert vllm._environment(torch.device("cuda:1"), "")["CUDA_VISIBLE_DEVICES"] == "1"
-    assert "CUDA_VISIBLE_DEVICES" not in vllm._environment(torch.device("cpu"), "")
+    assert apart_module._environment(torch.device("cuda:1"), "")["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in apart_module._environment(torch.device("cpu"), "")
 
 
 # -- errors before anything starts, and the order of sleeping -------------------------------------------------------
