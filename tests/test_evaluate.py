@@ -9,6 +9,7 @@ import pytest
 from slmreason.evaluate.benchmarks import EvaluationSettings, Score, load_benchmarks, scores_table, short_name
 from slmreason.evaluate.metrics import MajAtK, PassAtK, pass_at_k
 from slmreason.records import Problem, Rollout, RolloutGroup, wilson_interval
+from slmreason.rollout.hf import HFEngine
 from slmreason.student import Student
 
 

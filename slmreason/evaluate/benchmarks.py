@@ -83,7 +83,7 @@ def load_benchmarks(
 ) -> list[Benchmark]:
     """Loads benchmarks: `embedded:FAMILY/test`, a known name, `NAME=FILE`, a file, or a hub name.
 
-    Problems that leave the student, or the engine, no room for an answer are set aside, as rows are that cannot be read.
+    Problems that leave the student or the engine no room for an answer are set aside, as rows are that cannot be read.
 
     Raises:
         ValueError: one of them cannot be had or has no usable problem, or two have the same short name.

@@ -84,8 +84,8 @@ class GRPOModule(StudentModule):
             clip_high: The ratio is clipped above at 1 + clip_high; TRL calls it epsilon_high.
             kl: Weight of the KL penalty to the reference policy; TRL calls it beta. At 0 there is no reference model.
             updates_per_batch: Optimizer steps on each batch of rollouts; TRL calls it num_iterations.
-            importance_cap: Cap of the sampler correction, which is on where the rollout engine's log-probs differ from the
-                trainer's: with another engine than HFEngine, and in half precision.
+            importance_cap: Cap of the sampler correction, which is on where the rollout engine's log-probs differ from
+                the trainer's: with another engine than HFEngine, and in half precision.
             mask_truncated: Leave rollouts that hit the token limit out of the loss.
             weight_decay: On matrices only.
             warmup_steps: Optimizer steps of linear warm-up at the start of each fit.

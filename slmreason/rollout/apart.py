@@ -1,4 +1,4 @@
-"""vLLM in a worker process beside the trainer's: spoken to over a socket, given weights through memory that both see."""
+"""vLLM in a worker process beside the trainer's: asked over a socket, given weights through memory that both see."""
 
 from __future__ import annotations
 

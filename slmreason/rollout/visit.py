@@ -1,7 +1,7 @@
 """What vLLM changes in the process it runs in is in place while it works there, and put back when it has done.
 
-And the other way round: what Lightning changes for a training step (default dtype, autocast, CUDA stream) is not seen by
-vLLM, which is made for a process of its own.
+And the other way round: what Lightning changes for a training step (default dtype, autocast) is not seen by vLLM, which
+is made for a process of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rollouts with vLLM: several times faster than the decode loop on a GPU, at the price of a second copy of the weights.
 
-The copy is filled from the student at each `sync`, a tensor at a time. LoRA adapters are folded in where the weights are
-float32; in half precision, which would round them away, they stand beside the weights. Its numbers differ from the
+The copy is filled from the student at each `sync`, a tensor at a time. LoRA adapters are folded in where the weights
+are float32; in half precision, which would round them away, they stand beside the weights. Its numbers differ from the
 trainer's in the last digits, so GRPO corrects for it (`exact = False`).
 """
 
@@ -38,6 +38,7 @@ rollout: VLLMEngine needs vLLM, which is not installed: pip install 'slmreason[v
 LONGEST = 8192
 """Default bound on max_model_len: long contexts that no rollout fills would only cost memory."""
 
+
 class VLLMEngine(RolloutEngine):
     """Sampling with vLLM, in this process or in a worker process beside it."""
 
@@ -65,9 +66,9 @@ class VLLMEngine(RolloutEngine):
                 is `in_process` for a single training process on the first GPU, else `worker`: on a CPU vLLM changes
                 more of its process than can be put back, and several training processes have a process group.
             dtype: Precision of vLLM's copy of the weights; `auto` is the student's.
-            adapters: Where a student's LoRA adapters go: `beside` vLLM's weights, or `folded` into them. `auto` is `folded`
-                in float32, where that is exact and samples faster, and `beside` in half precision, where small updates
-                would be rounded away.
+            adapters: Where a student's LoRA adapters go: `beside` vLLM's weights, or `folded` into them. `auto` is
+                `folded` in float32, where that is exact and samples faster, and `beside` in half precision, where small
+                updates would be rounded away.
             gpu_memory_utilization: Share of the GPU's memory that vLLM takes while it samples.
             cache_gib: GiB for cached keys and values; if not given, what gpu_memory_utilization leaves on a GPU, and 1
                 on a CPU.
