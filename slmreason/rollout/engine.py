@@ -53,7 +53,7 @@ class RolloutEngine(ABC):
     """The config key that sets `max_length`, for messages."""
 
     def max_length(self, student: Student) -> int | None:
-        """Longest prompt with its completion that this engine takes, in tokens; None where the student alone bounds it."""
+        """Longest prompt with its completion, in tokens; None where the student alone bounds it."""
         return None
 
     @abstractmethod
