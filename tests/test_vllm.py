@@ -33,7 +33,7 @@ from slmreason.rollout import vllm
 from slmreason.rollout.core import Core, Spec, starting
 from slmreason.rollout.engine import Completion, EngineError, Sampling, prompt_limit
 from slmreason.rollout.hf import HFEngine
-from slmreason.rollout.visit import _Visit, free_unused_memory
+from slmreason.rollout.visit import _Visit, free_unused_memory, plain_precision
 from slmreason.rollout.vllm import VLLMEngine
 from slmreason.student import Lora, Student
 from tests.models import make_checkpoint
@@ -200,6 +200,15 @@ def test_within_a_step_of_half_precision_it_answers_as_outside_of_one(
             assert (product.dtype == torch.bfloat16) == (len(found) == 2)  # the step's own again
         engine.close()
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_within_a_visit_a_step_of_half_precision_is_not_seen(precision: str) -> None:
+    with as_lightning_has_it(precision):
+        with plain_precision():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    assert torch.ones(1).dtype == torch.float32
 
 
 def test_the_current_cuda_stream_is_the_trainers_again_and_each_waits_for_the_other(
