@@ -80,7 +80,7 @@ def theirs(model: str, seed: int, problems: int, folder: Path, budget: int, trac
     network, tokenizer = plain_model(path)
     student.network = network
     settings = EvaluationSettings(1, 0.0, 1.0, (1,), 80)
-    benchmarks = load_benchmarks([BENCHMARK.format(problems)], settings, student)
+    benchmarks = load_benchmarks([BENCHMARK.format(problems)], settings, student, HFEngine())
 
     def measure() -> None:
         was_training = network.training

@@ -48,7 +48,7 @@ from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique, Trace
 from slmreason.redact import SafeFormatter, cell, shown
 from slmreason.resume import newest_checkpoint
-from slmreason.rollout.worker import EngineError
+from slmreason.rollout.engine import EngineError
 from slmreason.runfolder import NO_ROOM, checked_folder, free_folder, lock_folder, read_records
 from slmreason.runs import GoingOn, newest_unfinished, read_config, with_saved_config
 from slmreason.tables import print_tables
@@ -333,7 +333,7 @@ def prepare_test(parser: Parser, config: Namespace) -> Job:
     """pass@k and maj@k on the benchmarks."""
     out = Path(config.pop("out", "test.jsonl"))
     made = instantiate(parser, config)
-    benchmarks = load_benchmarks(config.benchmarks, made.evaluation, made.student)
+    benchmarks = load_benchmarks(config.benchmarks, made.evaluation, made.student, made.rollout)
     for benchmark in benchmarks[:1]:
         try_reward(made.reward, benchmark.problems[0])
     processes = Processes(fresh_trainer_config(config))

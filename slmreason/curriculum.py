@@ -469,7 +469,8 @@ class Curriculum:
         results = [given(p, given_traces[p.id], self.student, self.reward, settings) for p in known]
         problems = [problem for problem in problems if problem.id not in given_traces]
         seed = stable_seed(self.grpo.seed, "handover", place.round, self.student.policy_version)
-        sampling = Sampling(min(settings.max_trace_tokens, self.grpo.max_completion_tokens), 0.0, 1.0, seed)
+        limit = min(settings.max_trace_tokens, self.grpo.max_completion_tokens)
+        sampling = Sampling(limit, 0.0, 1.0, seed, with_log_probs=False)
         exemplars = self.data.ledger.exemplars(self.data.problems, self.data.band_of)
         return results + bridge(
             problems, self.student, self.engine, self.teacher, self.reward, settings, sampling,
@@ -526,7 +527,9 @@ class Curriculum:
             return
         self.engine.sync(self.student)
         seed = stable_seed(self.grpo.seed, "probe", place.round, place.stage, self.student.policy_version)
-        sampling = Sampling(self.grpo.max_completion_tokens, self.grpo.temperature, self.grpo.top_p, seed)
+        sampling = Sampling(
+            self.grpo.max_completion_tokens, self.grpo.temperature, self.grpo.top_p, seed, with_log_probs=False
+        )
         attempts = self.settings.probe.attempts
         key = f"{label} epoch {place.epoch} policy {self.student.policy_version}"
         with self._track(label, len(problems)) as advance:

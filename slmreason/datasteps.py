@@ -39,7 +39,7 @@ from slmreason.records import (
 )
 from slmreason.redact import cell
 from slmreason.rollout.collect import collect
-from slmreason.rollout.engine import Sampling, stable_seed
+from slmreason.rollout.engine import Sampling, prompt_limit, stable_seed
 from slmreason.runfolder import append_records, record_of, write_text
 from slmreason.stages import without_trace
 from slmreason.tables import print_tables
@@ -63,8 +63,11 @@ def load_data(made: Namespace, config: Namespace) -> list[Benchmark]:
     Raises:
         ValueError: a source cannot be read or gives no problem.
     """
-    benchmarks = load_benchmarks(config.benchmarks, made.evaluation, made.student)
-    made.data.load(made.student.prompt_length, {benchmark.name: benchmark.problems for benchmark in benchmarks})
+    student, engine = made.student, made.rollout
+    benchmarks = load_benchmarks(config.benchmarks, made.evaluation, student, engine)
+    held_out = {benchmark.name: benchmark.problems for benchmark in benchmarks}
+    longest = prompt_limit(student, engine, config.grpo.max_completion_tokens, "grpo.max_completion_tokens")
+    made.data.load(student.prompt_length, held_out, longest)
     try_reward(made.reward, made.data.problems[0])
     return benchmarks
 
@@ -117,7 +120,7 @@ def probe(made: Namespace, config: Namespace, problems: Sequence[Problem]) -> li
     """Rollouts of the student as it is, drawn as GRPO draws them."""
     grpo = config.grpo
     seed = stable_seed(grpo.seed, "probe", 0, "stratify", 0)
-    sampling = Sampling(grpo.max_completion_tokens, grpo.temperature, grpo.top_p, seed)
+    sampling = Sampling(grpo.max_completion_tokens, grpo.temperature, grpo.top_p, seed, with_log_probs=False)
     made.rollout.sync(made.student)
     return collect(made.student, made.rollout, made.reward, problems, made.curriculum.probe.attempts, sampling)
 
@@ -166,6 +169,7 @@ def _bridged(
         0.0,
         1.0,
         stable_seed(config.grpo.seed, "handover"),
+        with_log_probs=False,
     )
     exemplars, own = ledger.exemplars(made.data.problems, strata.band_of), ledger.own_traces(chunk)
     results: dict[str, BridgeResult] = {}

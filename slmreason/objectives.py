@@ -132,6 +132,8 @@ def policy_loss(
 def truncated_importance(old_log_probs: Tensor, sampler_log_probs: Tensor, cap: float) -> Tensor:
     """`min(exp(old - sampler), cap)` per token, without gradient: corrects for an engine whose numbers differ.
 
+    Both are of the whole distribution at one temperature; what a nucleus cuts off enters neither.
+
     Source: truncated importance sampling (Ionides 2008), as TRL's `vllm_importance_sampling_correction`. [N] -> [N].
     """
     return (old_log_probs - sampler_log_probs).detach().exp().clamp(max=cap)

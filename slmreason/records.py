@@ -132,7 +132,8 @@ class Rollout:
     completion_ids: tuple[int, ...]
     """Sampled tokens, the end-of-sequence token included when the student stopped by itself."""
     sampler_log_probs: tuple[float, ...]
-    """Log-probability of each completion token under the distribution it was drawn from."""
+    """Log-probability of each completion token under the whole distribution at the sampling temperature, not normalised
+    to a nucleus. Empty where nobody asked for them."""
     text: str
     reward: float
     correct: bool

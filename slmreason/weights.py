@@ -51,8 +51,8 @@ def whole(network: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def merged(network: nn.Module, base: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Each weight of `base` by name, the adapters in `network` folded in, tied weights once.
+def merged(network: nn.Module, base: nn.Module, with_adapters: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Each weight of `base` by name, the adapters in `network` folded in or left out, tied weights once.
 
     What is sharded is gathered a unit at a time: every process must run through it in step, and a tensor is good only
     until the next is asked for.
@@ -63,7 +63,7 @@ def merged(network: nn.Module, base: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for unit in pieces:
         with _gathered(unit):
             for module in _own_modules(unit):
-                for name, tensor in _own_weights(module):
+                for name, tensor in _own_weights(module, with_adapters):
                     if module not in names or id(tensor) in seen:
                         continue
                     if isinstance(tensor, nn.Parameter):  # only these live on, so only their ids stay theirs
@@ -140,15 +140,17 @@ def _own_modules(unit: nn.Module) -> Iterator[nn.Module]:
                 yield from _own_modules(child)
 
 
-def _own_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers of one module alone; of a LoRA layer, its base's with the update added."""
+def _own_weights(module: nn.Module, with_adapters: bool) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and persistent buffers of one module alone; of a LoRA layer its base's, the update added or not."""
     from peft.tuners.lora import LoraLayer  # slow to import, and most commands do without
 
     base: Any = module.get_base_layer() if isinstance(module, LoraLayer) else module
     for name, tensor in (*base.named_parameters(recurse=False), *base.named_buffers(recurse=False)):
         if name in base._non_persistent_buffers_set:
             continue
-        if isinstance(module, LoraLayer) and name == "weight":
+        if isinstance(module, LoraLayer) and name == "weight" and with_adapters:
+            whole = tensor.to(torch.promote_types(tensor.dtype, torch.float32))  # rounded once, at the end
             for adapter in module.active_adapters:  # type: ignore[attr-defined]
-                tensor = tensor + module.get_delta_weight(adapter).to(tensor.dtype)  # type: ignore[operator]
+                whole = whole + module.get_delta_weight(adapter).to(whole.dtype)  # type: ignore[operator]
+            tensor = whole.to(tensor.dtype)
         yield name, tensor

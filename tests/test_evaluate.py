@@ -9,6 +9,7 @@ import pytest
 from slmreason.evaluate.benchmarks import EvaluationSettings, Score, load_benchmarks, scores_table, short_name
 from slmreason.evaluate.metrics import MajAtK, PassAtK, pass_at_k
 from slmreason.records import Problem, Rollout, RolloutGroup, wilson_interval
+from slmreason.rollout.hf import HFEngine
 from slmreason.student import Student
 
 
@@ -63,7 +64,7 @@ def test_benchmarks_have_short_names() -> None:
         "mawps",
     ]
     [benchmark] = load_benchmarks(
-        ["embedded:chain/test?count=9"], EvaluationSettings(limit=4), Student("embedded:qwen2")
+        ["embedded:chain/test?count=9"], EvaluationSettings(limit=4), Student("embedded:qwen2"), HFEngine()
     )
     assert (benchmark.name, len(benchmark.problems)) == ("chain", 4)
 

@@ -178,6 +178,67 @@ def test_first_step_is_exactly_on_policy(student: Student) -> None:
     assert metrics["clipped"] == 0
 
 
+class OtherNumbers(HFEngine):
+    """An engine whose log-probs are not the trainer's."""
+
+    exact = False
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "corrected"),
+    [
+        (HFEngine(), "32", False),
+        (OtherNumbers(), "32", True),
+        (HFEngine(), "bf16-true", True),
+        (HFEngine(), "bf16-mixed", True),
+    ],
+)
+def test_the_sampler_is_corrected_for_where_its_numbers_are_not_the_trainers(
+    student: Student, engine: HFEngine, precision: str, corrected: bool
+) -> None:
+    """The rollouts' log-probs are far below the trainer's here, so each weight of the correction is at its cap."""
+    if precision == "bf16-true":
+        student.to(torch.bfloat16)
+    module = grpo(student, importance_cap=1.5)
+    module.engine = engine
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        [batch] = module.policy_batches(made_groups(student))
+        batch.sampler_log_probs = torch.full_like(batch.sampler_log_probs, -100.0)
+        batch.advantages = batch.advantages.abs()  # at a ratio of 1 nothing is clipped, and the loss is a plain sum
+        loss, _ = module.policy_step(batch)
+    plain = -(batch.weights * batch.advantages).sum().item()
+    assert loss.item() == pytest.approx(plain * (1.5 if corrected else 1.0), rel=1e-4)
+
+
+class NotesWhenItIsSynced(HFEngine):
+    """An engine that notes at which version of the student it got the weights, and at which it sampled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.versions: list[tuple[str, int]] = []
+
+    def sync(self, student: Student) -> None:
+        self.versions.append(("sync", student.policy_version))
+
+    def generate(self, student, *args, **options):  # type: ignore[no-untyped-def]
+        self.versions.append(("sample", student.policy_version))
+        return super().generate(student, *args, **options)
+
+
+def test_the_engine_gets_the_weights_before_each_sampling_and_not_after_the_last_step(student: Student) -> None:
+    """What the last sync of a fit would leave on the GPU, the next stage has no use for."""
+    engine, problems = NotesWhenItIsSynced(), make_problems("chain", "train", 24, (1, 3, 6))
+    module = GRPOModule(student, engine, AnswerReward(), max_completion_tokens=40, learning_rate=1e-4)
+    trainer = L.Trainer(max_epochs=1, **{**QUIET, "callbacks": [RecordRollouts(Ledger(None), Place(1, "grpo"))]})
+    trainer.fit(module, DataLoader([PromptBatch(problems[i : i + 8]) for i in (0, 8, 16)], batch_size=None))  # type: ignore[arg-type]
+    versions = [version for what, version in engine.versions if what == "sample"]
+    assert student.policy_version > 1
+    expected = [("sync", 0), ("sample", 0)]
+    for before, version in zip(versions, versions[1:], strict=False):
+        expected += [("sync", version), ("sample", version)] if version != before else [("sample", version)]
+    assert engine.versions == expected
+
+
 @pytest.mark.parametrize("lora", [None, Lora(r=4, alpha=8)])
 def test_kl_term_pulls_toward_the_reference(lora: Lora | None) -> None:
     student = Student("embedded:qwen2", instruction="", lora=lora)

@@ -74,7 +74,7 @@ def test_a_prompt_that_leaves_no_room_is_set_aside(teacher: VLLMTeacher) -> None
     answers = teacher.solve([long, PROBLEMS[0]])
     assert answers[0] is None
     [reject] = [reject for reject in teacher.drain_rejects() if reject.id == "long"]
-    assert "exceed max_model_len = 1024" in reject.reason
+    assert "exceed teacher.max_model_len = 1024; raise it" in reject.reason
     [failure] = teacher.chat("solve", teacher.expected("solve", [long]))
     assert isinstance(failure, Failure)
 

@@ -26,6 +26,7 @@ from slmreason.data.sources import Columns, load_problems, most_common
 from slmreason.data.strata import Bands, Routing, Strata, routed, stratify
 from slmreason.distributed import rank, world_size
 from slmreason.records import Band, Example, Problem, Reject
+from slmreason.rollout.engine import PromptLimit
 from slmreason.student import Student
 
 log = logging.getLogger(__name__)
@@ -135,19 +136,30 @@ class ReasoningDataModule(L.LightningDataModule):
 
     # -- the pool ---------------------------------------------------------------------------------------------------
 
-    def load(self, prompt_length: Callable[[str], int], benchmarks: Mapping[str, Iterable[Problem]]) -> None:
+    def load(
+        self,
+        prompt_length: Callable[[str], int],
+        benchmarks: Mapping[str, Iterable[Problem]],
+        longest: PromptLimit | None = None,
+    ) -> None:
         """Reads the pool, and the evidence that `slmreason stratify` wrote of it.
 
         Args:
             prompt_length: question -> number of prompt tokens under the student's template.
             benchmarks: problems that are not to be trained on, by the benchmark's name.
+            longest: prompt that leaves room for its rollouts in the student and the engine.
 
         Raises:
             ValueError: the source is unreadable, or every problem of it was set aside.
         """
         loaded = load_problems(self.train, self.columns, self.split, self.limit)
-        limit = self.max_prompt_tokens
-        loaded = loaded.within(prompt_length, limit, f"data.max_prompt_tokens is {limit}")
+        read, limit = len(loaded.problems), self.max_prompt_tokens
+        if longest is None or limit <= longest.tokens:
+            loaded = loaded.within(prompt_length, limit, f"data.max_prompt_tokens is {limit}")
+        else:
+            loaded = loaded.within(prompt_length, longest.tokens, longest.why)
+            if too_long := read - len(loaded.problems):
+                log.warning("data.train: %d of %d prompts are too long: %s", too_long, read, longest.why)
         found = contaminated(loaded.problems, benchmarks)
         if self.decontaminate:
             loaded = loaded.without(found)

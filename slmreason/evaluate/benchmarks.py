@@ -16,7 +16,7 @@ from slmreason.evaluate.metrics import MajAtK, PassAtK, ShareOfProblems
 from slmreason.records import Problem, Reject, RolloutGroup
 from slmreason.redact import cell
 from slmreason.rollout.collect import collect
-from slmreason.rollout.engine import Progress, RolloutEngine, Sampling
+from slmreason.rollout.engine import Progress, RolloutEngine, Sampling, prompt_limit
 from slmreason.runfolder import append_records, write_records
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn
@@ -78,24 +78,29 @@ class Score:
         return f"{100 * self.value:.1f} {100 * self.low:.0f}-{100 * self.high:.0f}"
 
 
-def load_benchmarks(names: Sequence[str], settings: EvaluationSettings, student: Student) -> list[Benchmark]:
+def load_benchmarks(
+    names: Sequence[str], settings: EvaluationSettings, student: Student, engine: RolloutEngine
+) -> list[Benchmark]:
     """Loads benchmarks: `embedded:FAMILY/test`, a known name, `NAME=FILE`, a file, or a hub name.
 
-    Problems that leave the student no room for an answer are set aside, as rows are that cannot be read.
+    Problems that leave the student or the engine no room for an answer are set aside, as rows are that cannot be read.
 
     Raises:
         ValueError: one of them cannot be had or has no usable problem, or two have the same short name.
     """
-    room = student.max_length - settings.max_new_tokens
-    why = f"the student's {student.max_length} positions less evaluation.max_new_tokens leave {room}"
+    longest = prompt_limit(student, engine, settings.max_new_tokens, "evaluation.max_new_tokens")
     benchmarks = []
     for name in names:
-        loaded = load_problems(name, limit=settings.limit).within(student.prompt_length, room, why)
+        read = load_problems(name, limit=settings.limit)
+        loaded = read.within(student.prompt_length, longest.tokens, longest.why)
         if not loaded.problems:
             raise ValueError(f"benchmarks: {name}: every problem was set aside: {most_common(loaded.rejects)}")
         if loaded.rejects:
             log.warning("benchmark %s: %d rows are set aside: %s", name, len(loaded.rejects),
                         most_common(loaded.rejects))  # fmt: skip
+        if too_long := len(read.problems) - len(loaded.problems):
+            log.warning("benchmark %s: %d of %d prompts are too long: %s", name, too_long, len(read.problems),
+                        longest.why)  # fmt: skip
         benchmarks.append(Benchmark(short_name(name), loaded.problems, loaded.rejects))
     if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
         raise ValueError(f"benchmarks: two have the same name in {[benchmark.name for benchmark in benchmarks]}")
@@ -127,7 +132,9 @@ def evaluate(
     engine.sync(student)
     # One call for all benchmarks: the engine then fills its batches across them.
     problems = [problem for benchmark in benchmarks for problem in benchmark.problems]
-    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed)
+    sampling = Sampling(
+        settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed, with_log_probs=False
+    )
     groups = collect(student, engine, reward, problems, settings.samples, sampling, progress)
     if answers is not None:
         names = [benchmark.name for benchmark in benchmarks for _ in benchmark.problems]

@@ -77,14 +77,15 @@ class GRPOModule(StudentModule):
             group_size: Rollouts of each problem; TRL calls it num_generations.
             max_completion_tokens: A rollout is cut here.
             temperature: Of sampling; the policy's logits are divided by it too.
-            top_p: Nucleus of sampling.
+            top_p: Nucleus of sampling. Log-probs, ratios and the sampler correction are of the whole distribution.
             loss: Which policy loss (see `slmreason.objectives.token_weights`); TRL calls it loss_type.
             advantage_scale: `group` divides by the group's standard deviation, `none` does not; TRL: scale_rewards.
             clip_low: The ratio is clipped below at 1 - clip_low; TRL calls it epsilon.
             clip_high: The ratio is clipped above at 1 + clip_high; TRL calls it epsilon_high.
             kl: Weight of the KL penalty to the reference policy; TRL calls it beta. At 0 there is no reference model.
             updates_per_batch: Optimizer steps on each batch of rollouts; TRL calls it num_iterations.
-            importance_cap: Cap of the sampler correction when the rollout engine's numbers differ from the trainer's.
+            importance_cap: Cap of the sampler correction, which is on where the rollout engine's log-probs differ from
+                the trainer's: with another engine than HFEngine, and in half precision.
             mask_truncated: Leave rollouts that hit the token limit out of the loss.
             weight_decay: On matrices only.
             warmup_steps: Optimizer steps of linear warm-up at the start of each fit.
@@ -115,6 +116,8 @@ class GRPOModule(StudentModule):
         self.gradient_clip_algorithm: str | None = None
         self.token_budget = 8192
         """Set from data.token_budget."""
+        self._engine_is_behind = True
+        """The student has changed since the engine got its weights."""
 
     def sampling(self, *key: object) -> Sampling:
         return Sampling(self.max_completion_tokens, self.temperature, self.top_p, stable_seed(self.seed, *key))
@@ -133,7 +136,7 @@ class GRPOModule(StudentModule):
         super().on_load_checkpoint(checkpoint)
 
     def on_train_start(self) -> None:
-        self.engine.sync(self.student)
+        self._engine_is_behind = True
 
     def _freeze_reference(self) -> None:
         if self.kl > 0 and not self.student.has_reference:
@@ -145,6 +148,9 @@ class GRPOModule(StudentModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         sampling = self.sampling("grpo", self.student.policy_version, self.trainer.current_epoch, batch_idx)
+        if self._engine_is_behind:  # not after the update: what the last one leaves on the GPU nobody would sample from
+            self.engine.sync(self.student)
+            self._engine_is_behind = False
         groups = collect(self.student, self.engine, self.reward, batch.problems, self.group_size, sampling)
         self.student.tokens.sampled += sum(group.num_tokens for group in groups)
         self._forget_update()
@@ -158,7 +164,7 @@ class GRPOModule(StudentModule):
             stepped = True
         if stepped:
             self.student.policy_version += 1
-            self.engine.sync(self.student)
+            self._engine_is_behind = True
         return {"loss": _float32(loss, self.device), "rollout_groups": groups}
 
     # -- the update -------------------------------------------------------------------------------------------------
@@ -273,7 +279,7 @@ class GRPOModule(StudentModule):
         if batch.old_log_probs is None:
             batch.old_log_probs = scores.log_probs.detach()
         correction = None
-        if not self.engine.exact:
+        if not self._sampler_is_exact:
             correction = truncated_importance(batch.old_log_probs, batch.sampler_log_probs, self.importance_cap)
         loss, clipped = policy_loss(
             scores.log_probs, batch.old_log_probs, batch.advantages, batch.weights, batch.packed.target_lengths,
@@ -287,6 +293,13 @@ class GRPOModule(StudentModule):
             loss = loss + self.kl * (batch.weights * penalty).sum()
             metrics["kl"] = float(penalty.detach().sum())
         return loss, metrics
+
+    @property
+    def _sampler_is_exact(self) -> bool:
+        """Whether the engine's log-probs are the trainer's own numbers: never in half precision, where the same product
+        in a batch of another shape is rounded otherwise."""
+        half = self.student.base_model.dtype != torch.float32 or torch.is_autocast_enabled(self.device.type)
+        return self.engine.exact and not half
 
     def _forget_update(self) -> None:
         """A step without an update has no loss to show: Lightning would show the last one's until the epoch ends."""

@@ -19,7 +19,7 @@ class PolicyBatch:
     weights: Tensor
     """[N], float32; sums to at most 1 over the whole optimizer step."""
     sampler_log_probs: Tensor
-    """[N], float32."""
+    """[N], float32; of the whole distribution at the sampling temperature, as `old_log_probs` are."""
     old_log_probs: Tensor | None = None
     """[N], float32; None until the first forward pass on this batch."""
     reference_log_probs: Tensor | None = None

@@ -18,15 +18,20 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
+    with_log_probs: bool = True
+    """False where nobody reads `Completion.log_probs`: an engine may then leave them out."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled tokens with the log-probability each had under the distribution it was drawn from."""
+    """Sampled tokens with the log-probability that each had."""
 
     token_ids: tuple[int, ...]
     """The end-of-sequence token included, when there is one."""
     log_probs: tuple[float, ...]
+    """One for each token, or none at all where they were not asked for. They are of the whole distribution at the
+    sampling temperature (of temperature 1 where that is 0): a nucleus (`top_p`) says which tokens can be drawn, and the
+    log-probs are not normalised to it, so that the trainer's, which knows no nucleus, are the same number."""
     truncated: bool
     """True when the token limit was reached before an end-of-sequence token."""
 
@@ -34,11 +39,22 @@ class Completion:
 Progress = Callable[[int], None]
 
 
+class EngineError(RuntimeError):
+    """The rollout engine cannot be started, died, hangs, or did not take the weights."""
+
+
 class RolloutEngine(ABC):
     """Samples completions from the student."""
 
     exact: bool = True
-    """True when sampler log-probs are the trainer's own numbers; False turns on importance correction in GRPO."""
+    """True when a float32 student's log-probs here are the trainer's own numbers. False turns on importance correction
+    in GRPO; in half precision, where they differ in any engine, it is always on."""
+    length_key: str = "rollout"
+    """The config key that sets `max_length`, for messages."""
+
+    def max_length(self, student: Student) -> int | None:
+        """Longest prompt with its completion, in tokens; None where the student alone bounds it."""
+        return None
 
     @abstractmethod
     def generate(
@@ -61,7 +77,29 @@ class RolloutEngine(ABC):
 
     @abstractmethod
     def sync(self, student: Student) -> None:
-        """Gives the engine the student's present weights; called after each optimizer step and before a probe."""
+        """Gives the engine the student's present weights; called before it samples when they may have changed."""
+
+
+@dataclass(frozen=True)
+class PromptLimit:
+    """The longest prompt that may be sampled from, in tokens, and what sets that."""
+
+    tokens: int
+    why: str
+
+
+def prompt_limit(student: Student, engine: RolloutEngine, max_new_tokens: int, key: str) -> PromptLimit:
+    """The longest prompt that leaves room for its completion in the student and in the engine.
+
+    Args:
+        key: the config key of `max_new_tokens`, for the message.
+    """
+    length, what = student.max_length, f"the student's {student.max_length} positions"
+    engines = engine.max_length(student)
+    if engines is not None and engines < length:
+        length, what = engines, f"{engine.length_key} = {engines}"
+    tokens = length - max_new_tokens
+    return PromptLimit(tokens, f"{what} less {key} leave {tokens}")
 
 
 def prompt_seed(sampling: Sampling, prompt: Sequence[int]) -> int:

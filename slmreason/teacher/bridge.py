@@ -6,6 +6,7 @@ proposed with one call a kind, continued in one batched generate, and scored in 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,13 +26,15 @@ from slmreason.records import (
     Provenance,
     Trace,
 )
-from slmreason.rollout.engine import RolloutEngine, Sampling
+from slmreason.rollout.engine import RolloutEngine, Sampling, prompt_limit
 from slmreason.student import Student
 from slmreason.teacher.teacher import Teacher
 from slmreason.teacher.traces import dataset_solution
 from slmreason.verify.equations import false_equations
 from slmreason.verify.rewards import RewardFn
 from slmreason.verify.verdicts import verdict_on
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -227,16 +230,22 @@ def _hand_over(
     if not prefixes:
         return {}
     # The student's own tokens for prefix and continuation are joined as text, then encoded once as a target.
-    prompts = [
-        student.encode_question(problems[index].question) + student.chat.text(prefix)
+    encoded = {
+        index: student.encode_question(problems[index].question) + student.chat.text(prefix)
         for index, prefix in prefixes.items()
-    ]
+    }
+    longest = prompt_limit(student, engine, sampling.max_new_tokens, f"{sampling.max_new_tokens} new tokens")
+    prompts = {index: prompt for index, prompt in encoded.items() if len(prompt) <= longest.tokens}
+    if len(prompts) < len(encoded):
+        log.warning("bridge: %d of %d hand-overs are not tried, the teacher's steps are too long: %s; lower "
+                    "bridge.handover_share or bridge.max_trace_tokens", len(encoded) - len(prompts), len(encoded),
+                    longest.why)  # fmt: skip
     engine.sync(student)
-    completions = spread(lambda share: engine.generate(student, share, 1, sampling), prompts)
+    completions = spread(lambda share: engine.generate(student, share, 1, sampling), list(prompts.values()))
     student.tokens.sampled += sum(len(completion.token_ids) for group in completions for completion in group)
     return {
-        index: prefix + student.decode(group[0].token_ids)
-        for (index, prefix), group in zip(prefixes.items(), completions, strict=True)
+        index: prefixes[index] + student.decode(group[0].token_ids)
+        for index, group in zip(prompts, completions, strict=True)
         if not group[0].truncated
     }
 

@@ -13,9 +13,10 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from slmreason.chat import Chat
+from slmreason.rollout.apart import Apart
+from slmreason.rollout.core import Spec
 from slmreason.rollout.engine import Completion, Sampling
-from slmreason.rollout.vllm import LONGEST, _Apart
-from slmreason.rollout.worker import Spec
+from slmreason.rollout.vllm import LONGEST
 from slmreason.student import resolve_model
 from slmreason.teacher.llm import Answer, Conversation, Failure, LLMTeacher, progress_line
 
@@ -92,7 +93,7 @@ class VLLMTeacher(LLMTeacher):
         except (OSError, ValueError, KeyError) as error:
             words = str(error).splitlines()[0].replace("student.", "teacher.")
             raise ValueError(f"teacher.model: cannot load {model!r}: {words}") from error
-        self.sampling = Sampling(max_completion_tokens, temperature, top_p, seed)
+        self.sampling = Sampling(max_completion_tokens, temperature, top_p, seed, with_log_probs=False)
         longest = max_model_len or min(int(getattr(config, "max_position_embeddings", LONGEST)), LONGEST)
         if not 0 < max_completion_tokens < longest:
             raise ValueError(
@@ -111,10 +112,11 @@ class VLLMTeacher(LLMTeacher):
             sleep=sleep,
             trust_remote_code=trust_remote_code,
             from_disk=True,
+            section="teacher",
         )
         self.device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
         self.timeout_s, self.log_dir = timeout_s, log_dir
-        self._worker: _Apart | None = None
+        self._worker: Apart | None = None
 
     def chat(self, kind: str, conversations: Sequence[Conversation]) -> list[Answer | Failure]:
         """See `LLMTeacher.chat`. A prompt that leaves no room for an answer gets none.
@@ -129,7 +131,8 @@ class VLLMTeacher(LLMTeacher):
         return [
             self._answer(answers[prompt]) if prompt in answers else Failure(
                 f"a prompt of {len(prompt)} tokens and an answer of up to {self.sampling.max_new_tokens} exceed "
-                f"max_model_len = {self.spec.max_model_len}"
+                f"teacher.max_model_len = {self.spec.max_model_len}; raise it where the model allows, or lower "
+                "teacher.max_completion_tokens"
             )
             for prompt in prompts
         ]  # fmt: skip
@@ -152,7 +155,7 @@ class VLLMTeacher(LLMTeacher):
             return []
         began = time.monotonic()
         if self._worker is None:
-            self._worker = _Apart(self.spec, self.device, 0, self.timeout_s, self.log_dir)
+            self._worker = Apart(self.spec, self.device, 0, self.timeout_s, self.log_dir)
         with progress_line(f"teacher {kind}", len(prompts)) as advance:
             try:
                 groups = self._worker.generate(prompts, 1, self.sampling, lambda finished: advance(finished, ""))
