@@ -389,4 +389,6 @@ def _with_adapters(network: PreTrainedModel, lora: Lora, gradient_checkpointing:
     )
     if gradient_checkpointing:
         network.enable_input_require_grads()
-    return get_peft_model(network, settings)
+    adapted = get_peft_model(network, settings)
+    weights.keep_adapters_float32(adapted)
+    return adapted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,6 +85,44 @@ def like(parameter: Tensor, whole: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return moved
     return distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+class Adapter(nn.Linear):
+    """One of the two matrices of a LoRA update: kept in float32, multiplied in the precision of its input.
+
+    An update of half precision would lose most of what training adds to it. Products in float32 would double the memory
+    that a step takes, since a layer's input would be kept in float32 for the backward pass.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight.to(input.dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        """What `to`, `half` and `bfloat16` call, of this module or of one that holds it: moves, and does not round."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            return changed if changed.itemsize >= tensor.itemsize else tensor.to(changed.device)
+
+        return super()._apply(moved, recurse)  # type: ignore[return-value]
+
+
+def keep_adapters_float32(network: nn.Module) -> None:
+    """Makes the matrices of every LoRA layer with linear maps (peft) an `Adapter`."""
+    from peft.tuners.lora import LoraLayer  # slow to import, and most commands do without
+
+    for layer in [module for module in network.modules() if isinstance(module, LoraLayer)]:
+        for pair in (layer.lora_A, layer.lora_B):
+            for name, linear in pair.items():
+                if type(linear) is nn.Linear and linear.bias is None:
+                    pair[name] = _adapter(linear)
+                    layer.cast_input_dtype_enabled = False  # peft would cast the input to float32
+
+
+def _adapter(linear: nn.Linear) -> Adapter:
+    adapter = Adapter(linear.in_features, linear.out_features, bias=False, device="meta")
+    adapter.weight = linear.weight
+    return adapter
 
 
 class FrozenWeights:
