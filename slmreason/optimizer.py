@@ -1,8 +1,9 @@
 """AdamW for weights of any precision: those of half precision have a float32 copy that takes the updates.
 
-bfloat16 keeps 8 bits of a number, so an update below 1/512 of a weight rounds to nothing. At a learning rate of 1e-6 that
-is the fate of nearly every update, whatever the gradient was. The copies (master weights; Micikevicius et al., 2018, Mixed
-Precision Training, section 3.1) sum up what is too small for the weights, which are the copies rounded.
+bfloat16 keeps 8 bits of a number, so an update below 1/512 of a weight rounds to nothing. At a learning rate of 1e-6
+that is the fate of nearly every update, whatever the gradient was. The copies sum up what is too small for the weights,
+which are the copies rounded (master weights: Micikevicius et al., 2018, Mixed Precision Training, section 3.1). They
+outlive a fit, so that the next one goes on from what the weights cannot show.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw as adamw_step
 
 HALF = (torch.bfloat16, torch.float16)
@@ -42,11 +44,36 @@ def make_adamw(
     return optimizer
 
 
+def master_of(parameter: Tensor) -> Tensor | None:
+    """The float32 copy that a fit has left of a weight; None where there is none, or the weight was changed since."""
+    kept: Tensor | None = getattr(parameter, MASTER, None)
+    if kept is None or not torch.equal(_local(kept).to(parameter.device, parameter.dtype), _local(parameter)):
+        return None
+    return kept
+
+
+def keep_master(parameter: Tensor, master: Tensor) -> None:
+    """Leaves a float32 copy of a weight for the next fit, and for checkpoints."""
+    setattr(parameter, MASTER, master)
+
+
+def release(optimizer: torch.optim.Optimizer) -> None:
+    """Ends an optimizer's work: the copies are left for the next fit, the moments are let go."""
+    for parameter, state in optimizer.state.items():
+        if MASTER in state:
+            keep_master(parameter, state[MASTER])
+    optimizer.state.clear()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
 class MasterAdamW(torch.optim.AdamW):
     """AdamW whose moments and updates are float32 where the weights are not.
 
-    A weight of half precision has a float32 copy in its state, made at its first step; afterwards it is that copy,
-    rounded. Weights of other precisions are updated as `torch.optim.AdamW` does it. Shards (DTensor) have shards of
+    A weight of half precision has a float32 copy in its state: the one that an earlier fit has left, or one that is made
+    at its first step. Afterwards it is that copy, rounded. Weights of other precisions are updated as `torch.optim.AdamW` does it. Shards (DTensor) have shards of
     copies. State and copies are float32 in `state_dict` too, and stay so when it is loaded.
     """
 
@@ -91,11 +118,15 @@ class MasterAdamW(torch.optim.AdamW):
         """Moments, the count of steps (on the CPU unless the step is fused) and the copy; made where there are none."""
         state: dict[str, Any] = self.state[parameter]
         if not state:
-            copy = parameter.detach().float() if parameter.dtype in HALF else parameter.detach()
+            copy = parameter.detach()
+            if parameter.dtype in HALF:
+                kept = master_of(parameter)
+                copy = copy.float() if kept is None else kept.to(parameter.device)
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(copy), torch.zeros_like(copy)
             if copy.dtype != parameter.dtype:
                 state[MASTER] = copy
+                keep_master(parameter, copy)
         return state
 
     @torch.no_grad()
@@ -116,6 +147,7 @@ class MasterAdamW(torch.optim.AdamW):
                      MASTER: saved.get(MASTER, parameter.detach())}  # fmt: skip
             for name, tensor in whole.items():
                 self.state[parameter][name] = tensor.to(parameter.device, torch.float32, copy=True)
+            keep_master(parameter, self.state[parameter][MASTER])
             parameter.copy_(self.state[parameter][MASTER])
 
 

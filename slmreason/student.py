@@ -305,7 +305,7 @@ class Student(nn.Module):
         if differing:
             raise ValueError(f"{source}: not the weights of this student, first at {differing[0]}")
         for name, parameter in mine.items():
-            parameter.copy_(weights.like(parameter, state[name]))
+            weights.put(parameter, state[name])
 
     def save(self, folder: str | Path) -> None:
         """Writes the student in Hugging Face form (LoRA merged), loadable by `AutoModelForCausalLM`.

@@ -12,6 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from slmreason.optimizer import HALF, keep_master, master_of
+
 
 def units(network: nn.Module) -> list[FSDPModule]:
     """What is sharded as one piece, the network's rest first, then its blocks; empty when nothing is sharded."""
@@ -73,10 +75,24 @@ def merged(network: nn.Module, base: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def trainable(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What training changes, by parameter name; shards are gathered one parameter at a time, in step."""
+    """What training changes, by parameter name; shards are gathered one parameter at a time, in step.
+
+    Of a weight in half precision it is the float32 copy that the optimizer has left, if there is one.
+    """
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            kept = master_of(parameter)
+            tensor = parameter if kept is None else kept
+            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def put(parameter: Tensor, whole: Tensor) -> None:
+    """Gives a parameter, sharded or not, the value that `trainable` gave."""
+    mine = like(parameter, whole)
+    parameter.copy_(mine)
+    if parameter.dtype in HALF and mine.dtype == torch.float32:
+        keep_master(parameter, mine.clone())
 
 
 def like(parameter: Tensor, whole: Tensor) -> Tensor:

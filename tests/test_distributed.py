@@ -114,20 +114,21 @@ def test_sharded_low_precision_accumulation_clipping_and_checkpointing_run_toget
 def test_two_processes_equal_one_in_half_precision_too(runs: Any, lora: list[str]) -> None:
     """A rate at which bfloat16 weights without float32 copies hardly move, and adapters that are kept in float32."""
     flags = [*lora, "--trainer.precision=bf16-true", "--sft.learning_rate=1e-5", "--curriculum.stages=[sft]",
-             "--benchmarks=[]"]  # fmt: skip
+             "--benchmarks=[]", "--data.routing=all", "--curriculum.probe.refresh=never",
+             "--curriculum.probe.epoch_share=0"]  # fmt: skip # what is sampled in bfloat16 depends on the batch
     name = "lora" if lora else "full"
     one = trained(runs(f"one-bf16-{name}", *ONE, *flags))
     replicated = trained(runs(f"ddp-bf16-{name}", *TWO, *flags, "--trainer.strategy=ddp"))
     sharded = trained(runs(f"fsdp-bf16-{name}", *TWO, *flags, "--trainer.strategy=fsdp"))
-    assert {tensor.dtype for tensor in one.values()} == {torch.float32 if lora else torch.bfloat16}
+    assert {tensor.dtype for tensor in one.values()} == {torch.float32}
     for name, tensor in one.items():
         assert torch.equal(replicated[name], tensor)
         # The norm of the gradient, to which it is clipped, is summed up shard by shard.
-        torch.testing.assert_close(sharded[name], tensor, rtol=0 if lora else 2**-8, atol=1e-6)
+        torch.testing.assert_close(sharded[name], tensor, rtol=0, atol=1e-6)
 
 
 def trained(run: Run) -> dict[str, torch.Tensor]:
-    """The weights of a run's newest checkpoint, as they were trained."""
+    """What a run has trained, as its newest checkpoint has it: adapters, or the float32 copies of the weights."""
     state: dict[str, torch.Tensor] = load_tree(checkpoints(run.folder)[-1])["state_dict"]
     return state
 

@@ -1,4 +1,4 @@
-"""AdamW with float32 copies of half-precision weights, against PyTorch's on float32 weights; adapters that stay float32."""
+"""AdamW with float32 copies of half-precision weights, against PyTorch's on float32 weights; adapters in float32."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slmreason.checkpoint import SafetensorsIO, load_tree, save_tree
 from slmreason.data.datamodule import PackedDataset, PlannedLoader
 from slmreason.modules import base
 from slmreason.modules.sft import SFTModule
-from slmreason.optimizer import MASTER, MasterAdamW, make_adamw
+from slmreason.optimizer import MASTER, make_adamw
 from slmreason.student import Lora, Student
 from tests.test_modules import QUIET, solution_examples
 
@@ -153,8 +153,9 @@ def fit(student: Student, *callbacks: Callback, checkpoint: Path | None = None, 
     plan = [[*range(4 * i, 4 * i + 4)] for i in range(4)]
     batches = PackedDataset(examples, plan, 1, student.pad_token_id)
     loader = PlannedLoader(batches, 2 if checkpoint else 0, num_workers=0, pin_memory=False)
-    options = {**QUIET, "precision": "bf16-true", "gradient_clip_val": 1.0,
-               "plugins": [SafetensorsIO()], "enable_checkpointing": any(isinstance(c, KeepCheckpoints) for c in callbacks), **flags}  # fmt: skip
+    saves = any(isinstance(callback, KeepCheckpoints) for callback in callbacks)
+    options = {**QUIET, "enable_checkpointing": saves, "precision": "bf16-true", "gradient_clip_val": 1.0,
+               "plugins": [SafetensorsIO()], **flags}  # fmt: skip
     trainer = L.Trainer(max_epochs=1, callbacks=list(callbacks), **options)
     module = SFTModule(student, learning_rate=1e-5, weight_decay=0.1, warmup_steps=2)
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
@@ -233,3 +234,37 @@ def test_a_student_in_float32_is_as_peft_has_it(lora_student: Student) -> None:
     plain = layer.base_layer(inputs)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     assert torch.equal(layer(inputs), plain + nn.functional.linear(nn.functional.linear(inputs, a), b) * 2.0)
+
+
+# -- from fit to fit -------------------------------------------------------------------------------------------------
+
+
+def test_the_next_fit_goes_on_from_the_copies_and_not_from_the_rounded_weights(tmp_path: Path) -> None:
+    student = Student("embedded:qwen2", instruction="")
+    first, second = Watches(), Watches()
+    trainer = fit(student, first)
+    assert trainer.optimizers[0].state == {}  # the moments are let go
+    saved = {name: tensor.clone() for name, tensor in student.trainable_state()}
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    fit(student, second)
+
+    again, third = Student("embedded:qwen2", instruction=""), Watches()
+    again.to(torch.bfloat16)
+    again.load_trainable_state(saved, "saved")
+    fit(again, third)
+    assert equal(third.state, second.state)
+    rounded, fourth = Student("embedded:qwen2", instruction=""), Watches()
+    rounded.to(torch.bfloat16)
+    rounded.load_trainable_state({name: tensor.bfloat16() for name, tensor in saved.items()}, "rounded")
+    fit(rounded, fourth)
+    assert not equal(fourth.state, second.state)
+
+
+def test_a_copy_of_a_weight_that_was_changed_since_is_not_used() -> None:
+    student = Student("embedded:qwen2", instruction="")
+    fit(student)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(2)
+    assert all(torch.equal(tensor, dict(student.network.named_parameters())[name])
+               for name, tensor in student.trainable_state())  # fmt: skip

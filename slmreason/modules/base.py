@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from slmreason.modules.badbatch import gradient_norm, save_bad_batch
-from slmreason.optimizer import make_adamw
+from slmreason.optimizer import make_adamw, release
 from slmreason.student import Student
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,8 @@ class StudentModule(L.LightningModule):
         self.student.train()
 
     def on_fit_end(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            release(optimizer)
         self.student.eval()
 
     def sum_over_processes(self, *values: float | Tensor) -> list[float]:
