@@ -178,7 +178,7 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
     traces, critiques = made.bridge.traces, made.critique.records
     given_traces = read_records(Path(traces), BridgeResult) if traces else []
     given_critiques = read_records(Path(critiques), Critique) if critiques else []
-    processes = Processes(fresh())
+    processes = Processes(fresh(), made.backend)
     going_on = run_to_resume(parser, config)
 
     def job() -> None:
@@ -268,7 +268,7 @@ def prepare_test(parser: Parser, config: Namespace) -> Job:
     out = Path(config.pop("out", "test.jsonl"))
     made = instantiate(parser, config)
     benchmarks = load_benchmarks(config.benchmarks, made.evaluation, made.student)
-    processes = Processes(fresh_trainer_config(config))
+    processes = Processes(fresh_trainer_config(config), made.backend)
 
     def job() -> None:
         student = made.student

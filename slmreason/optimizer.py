@@ -8,12 +8,11 @@ outlive a fit, so that the next one goes on from what the weights cannot show.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw as adamw_step
 
 HALF = (torch.bfloat16, torch.float16)
@@ -24,11 +23,16 @@ PIECE = 1 << 27
 
 
 def make_adamw(
-    parameters: Sequence[Tensor], learning_rate: float, weight_decay: float, fused: bool | None = None
+    parameters: Sequence[Tensor],
+    learning_rate: float,
+    weight_decay: float,
+    fused: bool | None = None,
+    masters: Mapping[Tensor, Tensor] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW on all parameters; norms, biases and other vectors are not decayed.
 
     Args:
+        masters: float32 copies of parameters that an earlier fit has left (`release`); they are updated in place.
         fused: one kernel for the whole update; if not given, on CUDA. Elsewhere the numbers stay those of PyTorch's
             default.
     """
@@ -41,41 +45,35 @@ def make_adamw(
     # A fused step could divide by the scale of 16-mixed itself, after whoever clips the gradient or looks at its norm.
     # Both must see the gradient as it is, so the scaler divides beforehand.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    if isinstance(optimizer, MasterAdamW):
+        optimizer.given = dict(masters or {})
     return optimizer
 
 
-def master_of(parameter: Tensor) -> Tensor | None:
-    """The float32 copy that a fit has left of a weight; None where there is none, or the weight was changed since."""
-    kept: Tensor | None = getattr(parameter, MASTER, None)
-    if kept is None or not torch.equal(_local(kept).to(parameter.device, parameter.dtype), _local(parameter)):
-        return None
-    return kept
+def release(optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
+    """Ends an optimizer's work, and lets its moments go.
 
-
-def keep_master(parameter: Tensor, master: Tensor) -> None:
-    """Leaves a float32 copy of a weight for the next fit, and for checkpoints."""
-    setattr(parameter, MASTER, master)
-
-
-def release(optimizer: torch.optim.Optimizer) -> None:
-    """Ends an optimizer's work: the copies are left for the next fit, the moments are let go."""
-    for parameter, state in optimizer.state.items():
-        if MASTER in state:
-            keep_master(parameter, state[MASTER])
+    Returns:
+        The float32 copy of each weight that has one.
+    """
+    masters = {parameter: state[MASTER] for parameter, state in optimizer.state.items() if MASTER in state}
+    if isinstance(optimizer, MasterAdamW):
+        masters |= optimizer.given
     optimizer.state.clear()
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return masters
 
 
 class MasterAdamW(torch.optim.AdamW):
     """AdamW whose moments and updates are float32 where the weights are not.
 
-    A weight of half precision has a float32 copy in its state: the one that an earlier fit has left, or one that is made
-    at its first step. Afterwards it is that copy, rounded. Weights of other precisions are updated as `torch.optim.AdamW` does it. Shards (DTensor) have shards of
-    copies. State and copies are float32 in `state_dict` too, and stay so when it is loaded.
+    A weight of half precision has a float32 copy in its state: the one that an earlier fit has left, or one that is
+    made at its first step. Afterwards it is that copy, rounded. Weights of other precisions are updated as
+    `torch.optim.AdamW` does it. Shards (DTensor) have shards of copies. State and copies are float32 in `state_dict`
+    too, and stay so when it is loaded.
     """
+
+    given: dict[Tensor, Tensor]
+    """Copies that an earlier fit has left, of weights that have not been updated yet."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -120,13 +118,12 @@ class MasterAdamW(torch.optim.AdamW):
         if not state:
             copy = parameter.detach()
             if parameter.dtype in HALF:
-                kept = master_of(parameter)
-                copy = copy.float() if kept is None else kept.to(parameter.device)
+                given = self.given.pop(parameter, None)
+                copy = copy.float() if given is None else given.to(parameter.device)
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(copy), torch.zeros_like(copy)
             if copy.dtype != parameter.dtype:
                 state[MASTER] = copy
-                keep_master(parameter, copy)
         return state
 
     @torch.no_grad()
@@ -147,7 +144,7 @@ class MasterAdamW(torch.optim.AdamW):
                      MASTER: saved.get(MASTER, parameter.detach())}  # fmt: skip
             for name, tensor in whole.items():
                 self.state[parameter][name] = tensor.to(parameter.device, torch.float32, copy=True)
-            keep_master(parameter, self.state[parameter][MASTER])
+            self.given.pop(parameter, None)
             parameter.copy_(self.state[parameter][MASTER])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from slmreason.optimizer import HALF, keep_master, master_of
+from slmreason.optimizer import HALF
 
 
 def units(network: nn.Module) -> list[FSDPModule]:
@@ -73,26 +73,63 @@ def merged(network: nn.Module, base: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield f"{names[module]}.{name}".removeprefix("."), tensor
 
 
-@torch.no_grad()
-def trainable(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What training changes, by parameter name; shards are gathered one parameter at a time, in step.
+class MasterWeights:
+    """Float32 copies that a fit has left of weights in half precision; the next fit goes on from them.
 
-    Of a weight in half precision it is the float32 copy that the optimizer has left, if there is one.
+    A weight that was changed since by something else has none.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._kept: dict[str, Tensor] = {}
+        """By parameter name; not by parameter, since sharding makes other parameters."""
+
+    def keep(self, masters: Mapping[Tensor, Tensor]) -> None:
+        """Puts away copies, by parameter."""
+        names = {parameter: name for name, parameter in self._network.named_parameters()}
+        self._kept |= {names[parameter]: master for parameter, master in masters.items()}
+
+    def take(self) -> dict[Tensor, Tensor]:
+        """All copies by parameter, for an optimizer to go on from; there are none here then."""
+        taken = {p: kept for name, p in self._network.named_parameters() if (kept := self.of(name, p)) is not None}
+        self._kept.clear()
+        return taken
+
+    def of(self, name: str, parameter: Tensor) -> Tensor | None:
+        """The copy of a parameter, sharded as it is."""
+        kept = self._kept.get(name)
+        if kept is None:
+            return None
+        if isinstance(parameter, DTensor) and not isinstance(kept, DTensor):  # it was sharded since
+            kept = like(parameter, kept)
+        mine = _local(parameter.detach())
+        return kept if torch.equal(_local(kept).to(mine.device, mine.dtype), mine) else None
+
+
+@torch.no_grad()
+def trainable(network: nn.Module, masters: MasterWeights) -> Iterator[tuple[str, Tensor]]:
+    """What training changes, by parameter name: the float32 copies of what has some, else the parameters themselves.
+
+    Shards are gathered one parameter at a time, in step.
     """
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            kept = master_of(parameter)
+            kept = masters.of(name, parameter)
             tensor = parameter if kept is None else kept
             yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def put(parameter: Tensor, whole: Tensor) -> None:
-    """Gives a parameter, sharded or not, the value that `trainable` gave."""
-    mine = like(parameter, whole)
-    parameter.copy_(mine)
-    if parameter.dtype in HALF and mine.dtype == torch.float32:
-        keep_master(parameter, mine.clone())
+def put_trainable(network: nn.Module, masters: MasterWeights, state: Mapping[str, Tensor]) -> None:
+    """Puts back what `trainable` gave: all of it."""
+    copies: dict[Tensor, Tensor] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            value = like(parameter, state[name])
+            parameter.copy_(value)
+            if parameter.dtype in HALF and value.dtype == torch.float32:
+                copies[parameter] = value.clone()
+    masters.keep(copies)
 
 
 def like(parameter: Tensor, whole: Tensor) -> Tensor:

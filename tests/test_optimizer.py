@@ -186,7 +186,7 @@ def test_a_fused_step_leaves_unscaling_and_clipping_to_lightning(monkeypatch: py
     """As on CUDA: there the step is fused by default, and Lightning clips no gradient of an optimizer that unscales."""
     found = []
     for fused in (False, True):
-        make = lambda *args, fused=fused: make_adamw(*args, fused=fused)  # noqa: E731
+        make = lambda *args, masters, fused=fused: make_adamw(*args, fused, masters)  # noqa: E731
         monkeypatch.setattr(base, "make_adamw", make)
         student = Student("embedded:qwen2", instruction="")
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # type: ignore[attr-defined]

@@ -76,7 +76,10 @@ class StudentModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on what is trainable, in float32 whatever the student's precision is."""
-        optimizer = make_adamw(self.student.trainable_parameters(), self.learning_rate, self.weight_decay)
+        student = self.student
+        optimizer = make_adamw(
+            student.trainable_parameters(), self.learning_rate, self.weight_decay, masters=student.masters.take()
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(self))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -88,7 +91,7 @@ class StudentModule(L.LightningModule):
 
     def on_fit_end(self) -> None:
         for optimizer in self.trainer.optimizers:
-            release(optimizer)
+            self.student.masters.keep(release(optimizer))
         self.student.eval()
 
     def sum_over_processes(self, *values: float | Tensor) -> list[float]:
