@@ -38,6 +38,7 @@ from slmreason.datasteps import load_data, prepare_bridge, prepare_critique, pre
 from slmreason.distributed import first_only, is_first
 from slmreason.evaluate.benchmarks import evaluate, load_benchmarks, save_scores
 from slmreason.export.export import export
+from slmreason.memory import report_memory
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
@@ -187,6 +188,11 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
         with ExitStack() as held:
             first_only(lambda: held.enter_context(locked(run_dir)) and None)
             processes.place(student)
+            report_memory(
+                student, engine, processes.device, processes.precision, config.data.token_budget,
+                config.data.max_prompt_tokens + grpo.max_completion_tokens, processes.shards,
+                reference=grpo.kl > 0 and student.lora is None,
+            )  # fmt: skip
             ready = curriculum(run_dir)
             try:
                 ready.prepare()

@@ -237,6 +237,9 @@ class Processes:
             raise ValueError(f"trainer.strategy: {type(strategy).__name__} is not supported; there are ddp and fsdp")
         self.device = torch.device(strategy.root_device)
         self._precision = trainer.precision_plugin
+        self.precision = str(trainer.precision)
+        self.shards = trainer.world_size if isinstance(strategy, ModelParallelStrategy) else 1
+        """Processes that the weights are spread over."""
         self._strategy: DDPStrategy | None = None
         if isinstance(strategy, ParallelStrategy):
             # One way to start them, whatever the fits will do: the same processes and the same group serve both.
