@@ -225,16 +225,19 @@ def report_memory(
         return estimate(shape, budget, longest, shards, reference, sampling)
 
     need = needed(tokens)
+    beside = sampling if isinstance(engine, VLLMEngine) and not engine.sleep else 0.0
     parts = {"weights": need.weights, "gradients": need.gradients, "optimizer": need.optimizer,
-             f"activations of {tokens} tokens": need.activations, "logits": need.logits}  # fmt: skip
-    if reference:
-        parts["reference"] = need.reference
-    detail = ", ".join(f"{name} {gib(value)}" for name, value in parts.items())
-    line = f"memory: training takes about {gib(need.in_training)} GiB ({detail}), sampling {gib(need.in_sampling)} GiB"
+             f"activations of {tokens} tokens": need.activations, "logits": need.logits,
+             "reference": need.reference, "vLLM, which does not sleep": beside}  # fmt: skip
+    detail = ", ".join(f"{name} {gib(value)}" for name, value in parts.items() if value)
+    in_training = need.in_training + beside
+    line = f"memory: training takes about {gib(in_training)} GiB ({detail}), sampling {gib(need.in_sampling)} GiB"
     log.info("%s; %s has %s GiB", line, device, gib(has))
-    if need.in_training > ROOM * has:
-        fits = largest_budget(needed, tokens, has)
-        lower = f"lower data.token_budget to {fits}" if fits > longest else "train with student.lora.r 32"
+    if in_training > ROOM * has:
+        fits = largest_budget(needed, tokens, has - beside / ROOM)
+        lower = f"lower data.token_budget to {fits}"
+        if fits < longest:  # a sequence is never cut in two
+            lower = "lower grpo.max_completion_tokens, or train adapters (student.lora.r 32)"
         more = "" if shape.checkpointing else ", or set student.gradient_checkpointing true"
         log.warning("memory: training may not fit: %s%s", lower, more)
     if need.in_sampling > has:
