@@ -86,12 +86,14 @@ class MasterWeights:
 
     def keep(self, masters: Mapping[Tensor, Tensor]) -> None:
         """Puts away copies, by parameter."""
-        names = {parameter: name for name, parameter in self._network.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self._network.named_parameters()}
         self._kept |= {names[parameter]: master for parameter, master in masters.items()}
 
     def take(self) -> dict[Tensor, Tensor]:
         """All copies by parameter, for an optimizer to go on from; there are none here then."""
-        taken = {p: kept for name, p in self._network.named_parameters() if (kept := self.of(name, p)) is not None}
+        taken: dict[Tensor, Tensor] = {
+            p: kept for name, p in self._network.named_parameters() if (kept := self.of(name, p)) is not None
+        }
         self._kept.clear()
         return taken
 
