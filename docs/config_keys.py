@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from docstring_parser import DocstringStyle, parse, parse_from_object
 
+from slmreason.backend import BackendSettings
 from slmreason.callbacks import SampleCompletions, TrainingHealth
 from slmreason.config import CLASS_KEYS, Parser, build_parser
 from slmreason.curriculum import CheckpointSettings, CurriculumSettings, ProbeSettings
@@ -46,6 +47,7 @@ OWNERS: dict[str, type] = {
     "bridge": BridgeSettings,
     "critique": CritiqueSettings,
     "evaluation": EvaluationSettings,
+    "backend": BackendSettings,
 }
 """The class whose constructor a section is."""
 WITHIN = {"student.lora": Lora, "data.columns": Columns}

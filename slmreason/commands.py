@@ -42,6 +42,7 @@ from slmreason.datasteps import load_data, prepare_bridge, prepare_critique, pre
 from slmreason.distributed import first_only, is_first
 from slmreason.evaluate.benchmarks import evaluate, load_benchmarks, save_scores
 from slmreason.export.export import export
+from slmreason.memory import report_memory
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
@@ -200,7 +201,7 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
     modules = {"sft": sft, "grpo": grpo, "cft": cft}
     stages = [modules[stage] for stage in dict.fromkeys(made.curriculum.stages)]
     try_trainers(fresh, stages, Path(config.run_dir), made.curriculum.max_tokens is not None)
-    processes = Processes(fresh())
+    processes = Processes(fresh(), made.backend)
 
     def job() -> None:
         run_dir = going_on.folder or first_only(lambda: new_run_folder(parser, config))
@@ -209,6 +210,11 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
         with ExitStack() as held:
             first_only(lambda: held.enter_context(locked(run_dir)) and None)
             processes.place(student)
+            report_memory(
+                student, engine, processes.device, processes.precision, config.data.token_budget,
+                config.data.max_prompt_tokens + grpo.max_completion_tokens, processes.shards,
+                reference=grpo.kl > 0 and student.lora is None,
+            )  # fmt: skip
             ready = curriculum(run_dir)
             try:
                 ready.prepare()
@@ -336,7 +342,7 @@ def prepare_test(parser: Parser, config: Namespace) -> Job:
     benchmarks = load_benchmarks(config.benchmarks, made.evaluation, made.student, made.rollout)
     for benchmark in benchmarks[:1]:
         try_reward(made.reward, benchmark.problems[0])
-    processes = Processes(fresh_trainer_config(config))
+    processes = Processes(fresh_trainer_config(config), made.backend)
 
     def job() -> None:
         student = made.student

@@ -17,6 +17,7 @@ from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-define
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from slmreason.backend import BackendSettings
 from slmreason.curriculum import CurriculumSettings
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.evaluate.benchmarks import EvaluationSettings
@@ -119,6 +120,7 @@ def build_parser(command: str, description: str) -> Parser:
         help="Known names, NAME=FILE, files, hub names, or embedded:FAMILY/test?count=N.",
     )  # fmt: skip
     parser.add_class_arguments(EvaluationSettings, "evaluation")
+    parser.add_class_arguments(BackendSettings, "backend")
     parser.add_lightning_class_args(L.Trainer, "trainer")
     for key in ("data.seed", "grpo.seed", "evaluation.seed"):
         parser.link_arguments("seed_everything", key)

@@ -87,7 +87,8 @@ def prepare_stratify(parser: Parser, config: Namespace) -> Job:
         by_key = {group.problem.key: group for group in groups}
         rollouts = 0
     else:
-        made, processes = instantiate(parser, config), Processes(fresh_trainer_config(config))
+        made = instantiate(parser, config)
+        processes = Processes(fresh_trainer_config(config), made.backend)
         load_data(made, config)
         problems = list(made.data.problems)
         rollouts = len(problems) * made.curriculum.probe.attempts
@@ -128,7 +129,8 @@ def probe(made: Namespace, config: Namespace, problems: Sequence[Problem]) -> li
 def prepare_bridge(parser: Parser, config: Namespace) -> Job:
     """Traces for the problems that are not mastered: raw for the bands that are not bridged, bridged for the others."""
     out, dry_run = Path(config.pop("out", "bridge.jsonl")), config.pop("dry_run", False)
-    made, processes = instantiate(parser, config), Processes(fresh_trainer_config(config))
+    made = instantiate(parser, config)
+    processes = Processes(fresh_trainer_config(config), made.backend)
     load_data(made, config)
     teacher, ledger = FirstProcessTeacher(made.teacher or TraceTeacher()), Ledger(None)
     ledger.take(made.data.evidence_rows, Place(0, "stratify"))
@@ -197,7 +199,8 @@ def prepare_critique(parser: Parser, config: Namespace) -> Job:
         raise ConfigError(f"--harvest {harvest}: no group in it")
     log.info("--harvest %s: %d groups of %d problems, told apart by question and gold; the newest of each counts",
              harvest, len(lines), len(groups))  # fmt: skip
-    made, processes = instantiate(parser, config), Processes(fresh_trainer_config(config))
+    made = instantiate(parser, config)
+    processes = Processes(fresh_trainer_config(config), made.backend)
     teacher = made.teacher or TraceTeacher()
     problems = [group.problem for group in groups.values()]
     picked = lambda group: pick_attempts(group, made.critique.attempts_per_problem)  # noqa: E731

@@ -118,6 +118,8 @@ class Student(nn.Module):
             enable({"use_reentrant": False})
         self.lora = lora
         self.network: PreTrainedModel = _with_adapters(network, lora, gradient_checkpointing) if lora else network
+        self.masters = weights.MasterWeights(self.network)
+        """Float32 copies of what was trained in half precision."""
         self._reference: FrozenWeights | None = None
         self.eval()
 
@@ -291,7 +293,7 @@ class Student(nn.Module):
 
     def trainable_state(self) -> Iterator[tuple[str, Tensor]]:
         """What training changes, by parameter name; shards are gathered one parameter at a time, in step."""
-        return weights.trainable(self.network)
+        return weights.trainable(self.network, self.masters)
 
     @torch.no_grad()
     def load_trainable_state(self, state: Mapping[str, Tensor], source: str) -> None:
@@ -304,8 +306,7 @@ class Student(nn.Module):
         differing = sorted(mine.keys() ^ state.keys()) or [n for n in mine if mine[n].shape != state[n].shape]
         if differing:
             raise ValueError(f"{source}: not the weights of this student, first at {differing[0]}")
-        for name, parameter in mine.items():
-            parameter.copy_(weights.like(parameter, state[name]))
+        weights.put_trainable(self.network, self.masters, state)
 
     def save(self, folder: str | Path) -> None:
         """Writes the student in Hugging Face form (LoRA merged), loadable by `AutoModelForCausalLM`.
@@ -389,4 +390,6 @@ def _with_adapters(network: PreTrainedModel, lora: Lora, gradient_checkpointing:
     )
     if gradient_checkpointing:
         network.enable_input_require_grads()
-    return get_peft_model(network, settings)
+    adapted = get_peft_model(network, settings)
+    weights.keep_adapters_float32(adapted)
+    return adapted

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
+import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -29,16 +31,18 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from slmreason.backend import BackendSettings, applied
 from slmreason.callbacks import KeepCheckpoints, StageProgressBar, TrainingHealth
 from slmreason.checkpoint import SafetensorsIO
 from slmreason.data.ledger import Place
-from slmreason.distributed import is_first, world_size
+from slmreason.distributed import close, is_first, open_objects, world_size
 from slmreason.metricsfile import StageCSVLogger
 from slmreason.modules.grpo import GRPOModule
 from slmreason.student import Student
 from slmreason.trainerflags import check_loggers, in_stage, refuse_callbacks, refuse_flags
 from slmreason.weights import like
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 FreshConfig = Callable[[], dict[str, Any]]
 """Gives the keyword arguments of a Trainer with callbacks, loggers and strategy newly made."""
@@ -249,6 +253,10 @@ def _whole(tensor: Tensor) -> Tensor | None:
     return whole.to("cpu", copy=True) if is_first() else None
 
 
+PATIENCE_S = 15.0
+"""For the other processes to end when one has failed."""
+
+
 class Processes:
     """The processes that a Trainer of this configuration runs in, and this one's device.
 
@@ -259,7 +267,13 @@ class Processes:
         ValueError: the strategy cannot train one student through several fits, or starts processes by forking.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], backend: BackendSettings | None = None) -> None:
+        """
+        Args:
+            config: keyword arguments of the Trainer.
+            backend: holds in every process while it runs.
+        """
+        self._backend = backend or BackendSettings()
         kept = {key: config[key] for key in PROCESS_KEYS if config.get(key) is not None}
         quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = L.Trainer(**with_strategy(kept), **quiet)
@@ -268,10 +282,14 @@ class Processes:
             raise ValueError(f"trainer.strategy: {type(strategy).__name__} is not supported; there are ddp and fsdp")
         self.device = torch.device(strategy.root_device)
         self._precision = trainer.precision_plugin
+        self.precision = str(trainer.precision)
+        self.shards = trainer.world_size if isinstance(strategy, ModelParallelStrategy) else 1
+        """Processes that the weights are spread over."""
         self._strategy: DDPStrategy | None = None
         if isinstance(strategy, ParallelStrategy):
             # One way to start them, whatever the fits will do: the same processes and the same group serve both.
-            ddp = L.Trainer(**{**kept, "strategy": "ddp", "precision": None}, **quiet)
+            same = DDPStrategy(process_group_backend=strategy._process_group_backend, timeout=strategy._timeout)
+            ddp = L.Trainer(**{**kept, "strategy": same, "precision": None}, **quiet)
             assert isinstance(ddp.strategy, DDPStrategy)
             self._strategy = ddp.strategy
         started_by_script = isinstance(strategy.launcher, _SubprocessScriptLauncher | None)
@@ -285,20 +303,39 @@ class Processes:
 
     def run(self, job: Callable[[], T]) -> T:
         """Starts the other processes, which run the same command up to this point, and does `job` in each."""
-        if self._strategy is None:
-            return job()
-        strategy, launcher = self._strategy, self._strategy.launcher
+        with applied(self._backend, self.device):
+            return job() if self._strategy is None else self._run_together(job, self._strategy)
+
+    def _run_together(self, job: Callable[[], T], strategy: DDPStrategy) -> T:
+        launcher = strategy.launcher
 
         def joined() -> T:
             strategy.setup_environment()
+            open_objects()
             return job()
 
         try:
             return launcher.launch(joined) if launcher is not None else joined()
         except BaseException:
             if isinstance(launcher, _SubprocessScriptLauncher):
-                launcher.kill(signal.SIGTERM)
+                end_processes(launcher.procs)
             raise
         finally:
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
+            close()
+
+
+def end_processes(processes: Sequence[subprocess.Popen[Any]], patience_s: float = PATIENCE_S) -> None:
+    """Asks processes to end, and kills those that are still there some seconds later.
+
+    One that waits within CUDA or NCCL for a process that has failed does not hear SIGTERM.
+    """
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + patience_s
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.warning("process %d did not end within %g s of SIGTERM: killed", process.pid, patience_s)
+            process.kill()
+            process.wait()

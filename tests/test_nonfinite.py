@@ -104,6 +104,7 @@ def fit_sft(
         ("loss", float("inf"), {"gradient_clip_val": 1.0}),
         ("gradient", float("inf"), {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}),
         ("gradient", float("nan"), {"precision": "bf16-mixed"}),
+        ("loss", float("nan"), {"precision": "bf16-true", "gradient_clip_val": 1.0}),
     ],
 )
 def test_a_step_that_is_not_finite_is_skipped_as_if_its_batches_were_not_there(

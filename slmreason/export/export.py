@@ -52,7 +52,10 @@ def export(run: Path, out: Path, form: Form = "merged", dtype: Dtype | None = No
     if form == "merged":
         student.save(out)
     else:
-        student.network.save_pretrained(out)
+        weights = student.network.state_dict()
+        if dtype is not None:  # adapters are kept in float32 whatever the student is converted to
+            weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
+        student.network.save_pretrained(out, state_dict=weights)
         student.tokenizer.save_pretrained(out)
     stages = run / "summary.json"
     summary = json.loads(stages.read_text(encoding="utf-8")) if stages.exists() else []

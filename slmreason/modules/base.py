@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from slmreason.modules.badbatch import gradient_norm, save_bad_batch
+from slmreason.optimizer import make_adamw, release
 from slmreason.student import Student
 
 log = logging.getLogger(__name__)
@@ -74,13 +75,11 @@ class StudentModule(L.LightningModule):
             self.student.shard(strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW on what is trainable; norms, biases and other vectors are not decayed."""
-        parameters = self.student.trainable_parameters()
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)  # type: ignore[arg-type]
+        """AdamW on what is trainable, in float32 whatever the student's precision is."""
+        student = self.student
+        optimizer = make_adamw(
+            student.trainable_parameters(), self.learning_rate, self.weight_decay, masters=student.masters.take()
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(self))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -91,6 +90,8 @@ class StudentModule(L.LightningModule):
         self.student.train()
 
     def on_fit_end(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            self.student.masters.keep(release(optimizer))
         self.student.eval()
 
     def sum_over_processes(self, *values: float | Tensor) -> list[float]:

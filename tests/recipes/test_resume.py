@@ -50,8 +50,10 @@ def test_many_kills_at_every_kind_of_moment_leave_the_same_run(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "processes", [["--student.lora.r=8", *ONE], [*TWO, "--trainer.strategy=fsdp"], [*TWO, "--trainer.strategy=ddp"]],
-    ids=["one", "fsdp", "ddp"],
+    "processes",
+    [["--student.lora.r=8", *ONE], [*TWO, "--trainer.strategy=fsdp"], [*TWO, "--trainer.strategy=ddp"],
+     [*ONE, "--trainer.precision=bf16-true"], [*TWO, "--trainer.strategy=fsdp", "--trainer.precision=bf16-true"]],
+    ids=["one", "fsdp", "ddp", "half", "half-fsdp"],
 )  # fmt: skip
 def test_several_processes_go_on_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: list[str]
