@@ -6,6 +6,7 @@ tokens alone: the hidden states of all other positions never reach the vocabular
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -17,18 +18,17 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from slmreason import weights
-from slmreason.batching import PackedBatch
+from slmreason import selfcheck, weights
+from slmreason.batching import HIDDEN_SIZE, PackedBatch, collate
 from slmreason.chat import Chat
 from slmreason.distributed import barrier, is_first
-from slmreason.head import scores_of_logits, token_scores
-from slmreason.records import Tokens
+from slmreason.records import Example, Tokens
 from slmreason.runfolder import write_folder
+from slmreason.scoring import TokenScores, Way, score_batch, ways
 from slmreason.weights import FrozenWeights
 
+log = logging.getLogger(__name__)
 EMBEDDED = Path(__file__).parent / "embedded" / "students"
-AFTER_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier", "lm_head_multiplier")
-"""Settings by which a model changes its logits after the projection (Gemma, Granite, Cohere)."""
 PLAIN_ATTENTION = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers attend by a mask and by position ids, and by nothing else."""
 
@@ -48,15 +48,12 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class TokenScores:
-    """What a forward pass says of the target tokens, flat over the micro-batch."""
+class Layout:
+    """How batches are scored, as the model itself was found to allow."""
 
-    log_probs: Tensor
-    """[N], float32."""
-    entropy: Tensor | None = None
-    """[N], float32, in nats; no gradient."""
-    ranks: Tensor | None = None
-    """[N], int64; 1 = the most likely token; no gradient."""
+    way: Way
+    shares_prompts: bool
+    """Targets with one prompt may lie behind it in one row, told apart by a mask of ours."""
 
 
 class Student(nn.Module):
@@ -119,6 +116,9 @@ class Student(nn.Module):
         self.lora = lora
         self.network: PreTrainedModel = _with_adapters(network, lora, gradient_checkpointing) if lora else network
         self._reference: FrozenWeights | None = None
+        self._layouts: dict[tuple[Any, ...], Layout] = {}
+        self.decodings: dict[tuple[Any, ...], Any] = {}
+        """What `slmreason.rollout.decoding` found, for each `build`."""
         self.eval()
 
     @property
@@ -133,7 +133,7 @@ class Student(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        return int(self.base_model.config.get_text_config().hidden_size)
+        return int(getattr(self.base_model.config.get_text_config(), "hidden_size", HIDDEN_SIZE))
 
     @property
     def max_length(self) -> int:
@@ -183,37 +183,83 @@ class Student(nn.Module):
         Returns:
             TokenScores over the N target tokens, in the batch's row-major order.
         """
-        head = self.network.get_output_embeddings()
-        fused = self._has_plain_head
-        ids, positions = batch.input_ids, batch.position_ids
-        if self.network.config._attn_implementation.startswith("flash"):
-            # transformers tells sequences apart by their positions in a single row only; padding is a sequence too.
-            ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
-        with _scoring(head, batch, temperature, with_entropy, with_ranks) if fused else _project_only(head, batch):
-            output = self.network(
-                input_ids=ids, attention_mask=batch.attention_mask, position_ids=positions,
-                use_cache=False,
-            ).logits  # fmt: skip
-        if not fused:
-            return TokenScores(*scores_of_logits(output[0], batch.target_ids, temperature, with_entropy, with_ranks))
-        columns = list(output.unbind(-1))
-        log_probs, others = columns[0], [column.detach() for column in columns[1:]]
-        entropy = others.pop(0) if with_entropy else None
-        return TokenScores(log_probs, entropy, others.pop(0).long() if with_ranks else None)
+        return score_batch(self.network, batch, self.layout.way, temperature, with_entropy, with_ranks)
 
     @property
-    def _has_plain_head(self) -> bool:
-        """Whether logits are the head's output as it is: a plain projection that nothing scales or caps."""
-        config = self.base_model.config
-        scaled = any(getattr(config, key, None) not in (None, 1, 1.0) for key in AFTER_HEAD)
-        return type(self.network.get_output_embeddings()) is nn.Linear and not scaled
+    def layout(self) -> Layout:
+        """How batches of this model are scored, found by trying (`slmreason.selfcheck`) when it is first asked for.
+
+        Raises:
+            ValueError: no way gives the log-probs of a plain forward pass; the message names the model's type.
+        """
+        if self.build not in self._layouts:
+            self._layouts[self.build] = self._find_layout()
+        return self._layouts[self.build]
+
+    @property
+    def build(self) -> tuple[Any, ...]:
+        """What decides which computations are right, beside the model's type: attention, precision, device."""
+        return (self.network.config._attn_implementation, self.base_model.dtype, self.device.type)
+
+    def _find_layout(self) -> Layout:
+        """Compares the ways to score with a plain forward pass; neither weights, mode nor random numbers change."""
+        dtype = self.base_model.dtype
+        with self.evaluating(), self.whole(), selfcheck.checking(self.base_model):
+            examples = self.examples_to_check()
+            theirs = self.plain_log_probs(examples)
+
+            def score(way: Way, bundles: list[list[int]] | None = None) -> list[Tensor]:
+                batch = collate(examples, self.pad_token_id, bundles=bundles, hidden_size=30).to(self.device)
+                pieces = score_batch(self.network, batch, way).log_probs.split(batch.target_lengths.tolist())
+                return [piece for _, piece in sorted(zip(batch.order, pieces, strict=True), key=lambda pair: pair[0])]
+
+            way, off = selfcheck.first_right(ways(self.network), score, theirs, dtype)
+            if way is None:
+                raise ValueError(
+                    f"student.model: {self.kind} cannot be trained here: against a forward pass over each sequence "
+                    f"alone it is, with {'; '.join(map(str, off))}"
+                )
+            shares = False
+            if way.packed and self._may_share_prompts:
+                together = [[0, 1], [2, 3]]
+                shares = selfcheck.first_right([way], lambda w: score(w, together), theirs, dtype)[0] is not None
+        if not way.packed:
+            log.warning("student.model: %s: each sequence gets a row of its own, at the price of padding, since the "
+                        "model's log-probs are off otherwise (%s)", self.kind, "; ".join(map(str, off)))  # fmt: skip
+        return Layout(way, shares)
+
+    def examples_to_check(self) -> list[Example]:
+        """The short sequences on which ways to score and to decode are tried."""
+        return selfcheck.examples(self.tokenizer, self.base_model.get_input_embeddings().weight.shape[0])
+
+    def plain_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
+        """Of the targets, by one forward pass of transformers over each sequence alone. [target] each, float32.
+
+        Raises:
+            ValueError: the model cannot do even that.
+        """
+        try:
+            return [selfcheck.plain_log_probs(self.network, example) for example in examples]
+        except Exception as error:
+            raise ValueError(
+                f"student.model: {self.kind} is no causal language model of text that can be trained here: its "
+                f"forward pass ends in {type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+            ) from error
+
+    @property
+    def kind(self) -> str:
+        """The model's type as messages name it: `qwen2 (Qwen2ForCausalLM)`."""
+        return f"{self.base_model.config.model_type} ({type(self.base_model).__name__})"
 
     @property
     def shares_prompts(self) -> bool:
         """Whether targets with one prompt may lie behind it in one row, told apart by a mask of ours."""
+        return self.layout.shares_prompts
+
+    @property
+    def _may_share_prompts(self) -> bool:
         config = self.base_model.config
-        full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        return config.model_type in PLAIN_ATTENTION and full and config._attn_implementation == "sdpa"
+        return config.model_type in PLAIN_ATTENTION and config._attn_implementation == "sdpa"
 
     def forward(self, batch: PackedBatch, temperature: float = 1.0, with_entropy: bool = False) -> TokenScores:
         return self.score(batch, temperature, with_entropy)
@@ -336,45 +382,6 @@ def resolve_model(model: str) -> str:
         known = sorted(f"embedded:{path.parent.name}" for path in EMBEDDED.glob("*/config.json"))
         raise ValueError(f"student.model: {model!r} is not embedded; known: {', '.join(known)}")
     return str(folder)
-
-
-@contextmanager
-def _project_only(head: nn.Module, batch: PackedBatch) -> Iterator[None]:
-    """Makes the vocabulary projection see only the hidden states that predict a target: [R, L, h] -> [1, N, h].
-
-    A hook on the output embedding, so it serves every architecture, with adapters and logit scaling or capping.
-    """
-
-    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0].flatten(0, 1)[batch.context_index][None], *args[1:])
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _scoring(
-    head: nn.Linear, batch: PackedBatch, temperature: float, with_entropy: bool, with_ranks: bool
-) -> Iterator[None]:
-    """Makes the vocabulary projection give scores of the targets in the place of logits: [R, L, h] -> [N, 1 to 3].
-
-    Within its forward, so that whatever a strategy does around that (gathering shards, say) is done.
-    """
-    targets = batch.target_ids
-
-    def scores(hidden: Tensor) -> Tensor:
-        chosen = hidden.flatten(0, 1)[batch.context_index]
-        columns = token_scores(chosen, head.weight, head.bias, targets, temperature, with_entropy, with_ranks)
-        return torch.stack([column.float() for column in columns if column is not None], dim=-1)
-
-    head.forward = scores  # type: ignore[assignment,method-assign]
-    try:
-        yield
-    finally:
-        del head.forward
 
 
 def _with_adapters(network: PreTrainedModel, lora: Lora, gradient_checkpointing: bool) -> Any:
