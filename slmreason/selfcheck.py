@@ -8,6 +8,7 @@ pass of transformers for each sequence, and compared. What differs is not used; 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +27,11 @@ Tom has 3 boxes with 12 pens in each box. He gives 7 pens to his friend Ann. How
 3 * 12 = 36 and 36 - 7 = 29, so Tom has 29 pens left."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size")
 """Settings by which a layer sees only so many tokens back."""
-SHORT_WINDOW = 5
+SHORT_WINDOW = 4
 """What they are during the check, so that its short sequences reach past them."""
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
-"""Nats by which the mean of a sequence's differences may be off: rounding stays far below, a fault lies far above."""
+"""Nats by which the mean of a sequence's differences may be off: rounding stays far below, a fault lies above. Half
+precision hides small faults, so it is widened for the check where there is room."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,29 @@ class Trial(Generic[W]):
         return f"{self.way}: {self.fault or f'{self.gap:.2g} nats off'}"
 
 
+@dataclass(frozen=True)
+class Check:
+    """What ways of computing are compared on."""
+
+    examples: list[Example]
+    """Short sequences, of which the first two have one prompt."""
+    log_probs: list[Tensor]
+    """Of each one's targets, by one forward pass of transformers over the sequence alone. [target] each, float32."""
+    dtype: torch.dtype
+    """What they were computed in."""
+
+
 def examples(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[Example]:
-    """Four short sequences, in pairs with one prompt; each repeats tokens of the others, so that to see one shows.
+    """Three short sequences, two with one prompt; each repeats tokens of the others, so that to see one shows.
 
     Args:
         vocabulary: ids that the model knows.
     """
     ids = [i for i in tokenizer(TEXT, add_special_tokens=False)["input_ids"] if i < vocabulary]
     if len(set(ids)) < 8:  # a tokenizer that does not know these letters
-        ids = [(7 + 13 * k) % vocabulary for k in range(16)]
-    ids = ids * (1 + 16 // len(ids))
-    parts = [(ids[:6], ids[6:14]), (ids[:6], ids[8:14]), (ids[2:6], ids[6:11]), (ids[2:6], ids[9:13])]
+        ids = [(7 + 13 * k) % vocabulary for k in range(12)]
+    ids = ids * (1 + 12 // len(ids))
+    parts = [(ids[:5], ids[5:12]), (ids[:5], ids[8:12]), (ids[4:7], ids[7:11])]
     return [Example(tuple(prompt), tuple(target), "", "rollout") for prompt, target in parts]
 
 
@@ -94,26 +108,61 @@ def first_right(
         try:
             trial = Trial(way, gap(score(way), theirs))
         except Exception as error:  # whatever an architecture does with what it was not made for
-            first_line = (str(error).splitlines() or [""])[0][:160]
-            trial = Trial(way, float("inf"), f"{type(error).__name__}: {first_line}".rstrip(": "))
-        if trial.gap <= tolerance(dtype):
+            trial = Trial(way, float("inf"), fault_of(error))
+        if trial.gap <= TOLERANCE.get(dtype, TOLERANCE[torch.float32]):
             return way, off
         off.append(trial)
     return None, off
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """See `TOLERANCE`. Products in TF32 or bfloat16 round as half precision does."""
-    rounded = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return TOLERANCE.get(torch.float16 if rounded else dtype, TOLERANCE[torch.float32])
+def fault_of(error: Exception) -> str:
+    """An error of a library in a line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}".rstrip(": ")
 
 
 @contextmanager
-def checking(network: PreTrainedModel) -> Iterator[None]:
-    """Within it: no gradient, the weights' own precision, and windows that short sequences reach past."""
-    device = next(network.parameters()).device.type
-    with torch.no_grad(), torch.autocast(device, enabled=False), short_windows(network):
+def checking(network: PreTrainedModel, widen: bool = True) -> Iterator[torch.dtype]:
+    """Within it: no gradient, products in full precision, windows that short sequences reach past.
+
+    Args:
+        widen: half precision to float32, where memory has room for it. The weights are put back as they were.
+
+    Yields:
+        The precision that log-probs are computed in.
+    """
+    device, precision = next(network.parameters()).device.type, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device, enabled=False), short_windows(network):
+            if widen and network.dtype in (torch.float16, torch.bfloat16) and has_room(network):
+                with in_float32(network):
+                    yield torch.float32
+            else:
+                yield network.dtype
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def has_room(network: nn.Module) -> bool:
+    """Whether the device has the memory for a second copy of the weights, in float32."""
+    needed = 4 * sum(parameter.numel() for parameter in network.parameters())
+    device = next(network.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] > 1.25 * needed
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") > 2 * needed
+
+
+@contextmanager
+def in_float32(network: nn.Module) -> Iterator[None]:
+    """Within it the weights are float32; afterwards they are the very tensors that they were."""
+    kept = [(t, t.data) for t in (*network.parameters(), *network.buffers()) if t.dtype in (torch.float16, torch.bfloat16)]
+    try:
+        for tensor, data in kept:
+            tensor.data = data.float()
         yield
+    finally:
+        for tensor, data in kept:
+            tensor.data = data
 
 
 @contextmanager

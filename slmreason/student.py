@@ -24,11 +24,14 @@ from slmreason.chat import Chat
 from slmreason.distributed import barrier, is_first
 from slmreason.records import Example, Tokens
 from slmreason.runfolder import write_folder
+from slmreason.selfcheck import Check
 from slmreason.scoring import TokenScores, Way, score_batch, ways
 from slmreason.weights import FrozenWeights
 
 log = logging.getLogger(__name__)
 EMBEDDED = Path(__file__).parent / "embedded" / "students"
+ROWS_OF_TWO = 20
+"""As the hidden size it makes `collate` put the sequences of the check into two rows, with padding in one."""
 PLAIN_ATTENTION = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers attend by a mask and by position ids, and by nothing else."""
 
@@ -117,6 +120,9 @@ class Student(nn.Module):
         self.network: PreTrainedModel = _with_adapters(network, lora, gradient_checkpointing) if lora else network
         self._reference: FrozenWeights | None = None
         self._layouts: dict[tuple[Any, ...], Layout] = {}
+        self._check: Check | None = None
+        self._build: tuple[Any, ...] | None = None
+        """`build`, while a check is going on."""
         self.decodings: dict[tuple[Any, ...], Any] = {}
         """What `slmreason.rollout.decoding` found, for each `build`."""
         self.eval()
@@ -199,51 +205,62 @@ class Student(nn.Module):
     @property
     def build(self) -> tuple[Any, ...]:
         """What decides which computations are right, beside the model's type: attention, precision, device."""
-        return (self.network.config._attn_implementation, self.base_model.dtype, self.device.type)
+        # Not the precision that a check widens the weights to.
+        return self._build or (self.network.config._attn_implementation, self.base_model.dtype, self.device.type)
 
     def _find_layout(self) -> Layout:
         """Compares the ways to score with a plain forward pass; neither weights, mode nor random numbers change."""
-        dtype = self.base_model.dtype
-        with self.evaluating(), self.whole(), selfcheck.checking(self.base_model):
-            examples = self.examples_to_check()
-            theirs = self.plain_log_probs(examples)
+        with self.checking() as check:
 
             def score(way: Way, bundles: list[list[int]] | None = None) -> list[Tensor]:
-                batch = collate(examples, self.pad_token_id, bundles=bundles, hidden_size=30).to(self.device)
+                batch = collate(check.examples, self.pad_token_id, bundles=bundles, hidden_size=ROWS_OF_TWO).to(self.device)
                 pieces = score_batch(self.network, batch, way).log_probs.split(batch.target_lengths.tolist())
                 return [piece for _, piece in sorted(zip(batch.order, pieces, strict=True), key=lambda pair: pair[0])]
 
-            way, off = selfcheck.first_right(ways(self.network), score, theirs, dtype)
+            way, off = selfcheck.first_right(ways(self.network), score, check.log_probs, check.dtype)
             if way is None:
+                best = [min((t for t in off if t.way.packed == packed), key=lambda t: t.gap) for packed in (True, False)]
                 raise ValueError(
-                    f"student.model: {self.kind} cannot be trained here: against a forward pass over each sequence "
-                    f"alone it is, with {'; '.join(map(str, off))}"
+                    f"student.model: {self.kind} cannot be trained here. Its log-probs are compared with those of a "
+                    f"forward pass over each sequence alone: {'; '.join(map(str, best))}"
                 )
             shares = False
             if way.packed and self._may_share_prompts:
-                together = [[0, 1], [2, 3]]
-                shares = selfcheck.first_right([way], lambda w: score(w, together), theirs, dtype)[0] is not None
+                together = [[0, 1], [2]]
+                shares = selfcheck.first_right([way], lambda w: score(w, together), check.log_probs, check.dtype)[0] is not None
         if not way.packed:
-            log.warning("student.model: %s: each sequence gets a row of its own, at the price of padding, since the "
-                        "model's log-probs are off otherwise (%s)", self.kind, "; ".join(map(str, off)))  # fmt: skip
+            worst = min(off, key=lambda trial: trial.gap)
+            log.warning("student.model: %s: each sequence gets a row of its own, at the price of padding: log-probs "
+                        "are off otherwise (%s)", self.kind, worst)  # fmt: skip
         return Layout(way, shares)
 
-    def examples_to_check(self) -> list[Example]:
-        """The short sequences on which ways to score and to decode are tried."""
-        return selfcheck.examples(self.tokenizer, self.base_model.get_input_embeddings().weight.shape[0])
-
-    def plain_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
-        """Of the targets, by one forward pass of transformers over each sequence alone. [target] each, float32.
+    @contextmanager
+    def checking(self) -> Iterator[Check]:
+        """Within it ways of computing can be tried on the model (`slmreason.selfcheck`); it may be entered again.
 
         Raises:
-            ValueError: the model cannot do even that.
+            ValueError: the model has no plain forward pass to compare with.
         """
+        if self._check is not None:
+            yield self._check
+            return
+        base, self._build = self.base_model, self.build
+        widen = not self.network.config._attn_implementation.startswith("flash") and not weights.units(base)
+        try:
+            with self.evaluating(), self.whole(), selfcheck.checking(base, widen) as dtype:
+                examples = selfcheck.examples(self.tokenizer, base.get_input_embeddings().weight.shape[0])
+                self._check = Check(examples, self._plain_log_probs(examples), dtype)
+                yield self._check
+        finally:
+            self._check = self._build = None
+
+    def _plain_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
         try:
             return [selfcheck.plain_log_probs(self.network, example) for example in examples]
         except Exception as error:
             raise ValueError(
                 f"student.model: {self.kind} is no causal language model of text that can be trained here: its "
-                f"forward pass ends in {type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+                f"forward pass ends in {selfcheck.fault_of(error)}"
             ) from error
 
     @property

@@ -23,7 +23,7 @@ from slmreason.rollout.steps import padded_prompts, prefill
 from slmreason.student import Student
 
 log = logging.getLogger(__name__)
-FORCED = 4
+FORCED = 3
 """Tokens that are decoded in the check."""
 Choose = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(logits [rows, vocab], number of the step) -> (tokens [rows], their log-probs [rows])."""
@@ -59,19 +59,17 @@ def _find(student: Student) -> Decoding:
     """Decodes given tokens in each way, and compares their log-probs with those of a plain forward pass."""
     ways = [Decoding("lean")] if kinds.is_lean(student) else []
     ways += [Decoding("steps"), Decoding("generate"), Decoding("steps", True), Decoding("generate", True)]
-    with student.evaluating(), student.whole(), selfcheck.checking(student.base_model):
-        examples = student.examples_to_check()
-        theirs = [row[:FORCED] for row in student.plain_log_probs(examples)]
-        way, off = selfcheck.first_right(
-            ways, lambda way: _forced_in_batches(student, way, examples), theirs, student.base_model.dtype
-        )
+    with student.checking() as check:
+        order = [0, 1, 2, 2]  # two rows for each of two prompts
+        rows, theirs = [check.examples[i] for i in order], [check.log_probs[i][:FORCED] for i in order]
+        way, off = selfcheck.first_right(ways, lambda way: _forced_in_batches(student, way, rows), theirs, check.dtype)
     if way is None:
         raise ValueError(
-            f"student.model: {student.kind} cannot be sampled by HFEngine: against a forward pass over each sequence "
-            f"it is, with {'; '.join(map(str, off))}; rollout.class_path VLLMEngine may know it"
+            f"student.model: {student.kind} cannot be sampled by HFEngine. Its log-probs are compared with those of a "
+            f"forward pass over each sequence: {'; '.join(map(str, off))}; rollout.class_path VLLMEngine may know it"
         )
     if off:
-        log.warning("student.model: %s: completions are decoded by %s, since the log-probs are off otherwise (%s)",
+        log.warning("student.model: %s: completions are decoded by %s, since log-probs are off otherwise (%s)",
                     student.kind, way, "; ".join(map(str, off)))  # fmt: skip
     return way
 
