@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from slmreason import selfcheck, weights
 from slmreason.batching import HIDDEN_SIZE, PackedBatch, collate
-from slmreason.chat import Chat
+from slmreason.chat import DATE, Chat
 from slmreason.distributed import barrier, is_first
 from slmreason.records import Example, Tokens
 from slmreason.runfolder import write_folder
@@ -73,6 +73,8 @@ class Student(nn.Module):
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        date: str = DATE,
     ) -> None:
         """
         Args:
@@ -85,6 +87,9 @@ class Student(nn.Module):
             attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; transformers chooses when not given.
             gradient_checkpointing: Recompute activations in the backward pass to save memory.
             trust_remote_code: Run code that comes with the model. Off unless you know the repository.
+            chat_template_kwargs: Variables for the chat template in every rendering, such as {enable_thinking: false}.
+            date: What a chat template that prints today's date gets, so that a run has the same prompts on any day;
+                YYYY-MM-DD.
 
         Raises:
             ValueError: the model cannot be found or loaded; the message names it.
@@ -109,7 +114,9 @@ class Student(nn.Module):
             )
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"student.model: cannot load {model!r}: {str(error).splitlines()[0]}") from error
-        self.chat = Chat(self.tokenizer, network, system_prompt, instruction, chat_template)
+        self.chat = Chat(
+            self.tokenizer, network, system_prompt, instruction, chat_template, chat_template_kwargs, date
+        )
         # A base model may not list the end of turn of its own chat template: whoever loads the student must stop there.
         network.generation_config.eos_token_id = sorted(self.chat.eos_ids)
         if gradient_checkpointing:
@@ -165,7 +172,12 @@ class Student(nn.Module):
         return self.chat.target(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        """The text of some tokens, without special ones."""
+        return self.chat.decode(list(ids))
+
+    def decode_completion(self, ids: Sequence[int]) -> str:
+        """The text of a completion, with the thought that its prompt has opened, if the template opens one."""
+        return self.chat.answer(list(ids))
 
     def count_written(self, texts: Iterable[str | None]) -> None:
         """Adds what a teacher wrote to what the training of this student has cost."""
