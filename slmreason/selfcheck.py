@@ -155,7 +155,9 @@ def has_room(network: nn.Module) -> bool:
 @contextmanager
 def in_float32(network: nn.Module) -> Iterator[None]:
     """Within it the weights are float32; afterwards they are the very tensors that they were."""
-    kept = [(t, t.data) for t in (*network.parameters(), *network.buffers()) if t.dtype in (torch.float16, torch.bfloat16)]
+    kept = [
+        (t, t.data) for t in (*network.parameters(), *network.buffers()) if t.dtype in (torch.float16, torch.bfloat16)
+    ]
     try:
         for tensor, data in kept:
             tensor.data = data.float()

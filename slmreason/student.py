@@ -11,25 +11,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slmreason import selfcheck, weights
 from slmreason.batching import HIDDEN_SIZE, PackedBatch, collate
 from slmreason.chat import DATE, Chat
 from slmreason.distributed import barrier, is_first
+from slmreason.loading import EMBEDDED, check_tokens, embeddings, load, max_positions, resolve_model
 from slmreason.records import Example, Tokens
 from slmreason.runfolder import write_folder
 from slmreason.selfcheck import Check
 from slmreason.scoring import TokenScores, Way, score_batch, ways
 from slmreason.weights import FrozenWeights
 
+__all__ = ["EMBEDDED", "Lora", "Student", "TokenScores", "resolve_model"]
 log = logging.getLogger(__name__)
-EMBEDDED = Path(__file__).parent / "embedded" / "students"
 ROWS_OF_TWO = 20
 """As the hidden size it makes `collate` put the sequences of the check into two rows, with padding in one."""
 PLAIN_ATTENTION = ("llama", "mistral", "qwen2", "qwen3")
@@ -95,28 +97,20 @@ class Student(nn.Module):
             ValueError: the model cannot be found or loaded; the message names it.
         """
         super().__init__()
-        self.name = model
         self.policy_version = 0
         """Optimizer steps this student has taken, over all stages; stamped on every rollout."""
         self.tokens = Tokens()
         """What its training has cost so far."""
-        path = resolve_model(model)
-        try:
-            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=trust_remote_code
-            )
-            network = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype="auto" if dtype == "auto" else getattr(torch, dtype),
-                attn_implementation=attn_implementation,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"student.model: cannot load {model!r}: {str(error).splitlines()[0]}") from error
-        self.chat = Chat(
-            self.tokenizer, network, system_prompt, instruction, chat_template, chat_template_kwargs, date
+        network, tokenizer, self.name = load(
+            model,
+            trust_remote_code,
+            dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attn_implementation,
         )
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer
+        self.chat = Chat(self.tokenizer, network, system_prompt, instruction, chat_template, chat_template_kwargs, date)
+        used = {*self.chat.question("1"), *self.chat.target("1")}
+        check_tokens(network, tokenizer, used)
         # A base model may not list the end of turn of its own chat template: whoever loads the student must stop there.
         network.generation_config.eos_token_id = sorted(self.chat.eos_ids)
         if gradient_checkpointing:
@@ -141,8 +135,8 @@ class Student(nn.Module):
     @property
     def pad_token_id(self) -> int:
         """Fills the ends of rows; never attended to, so any valid id serves a tokenizer without a pad token."""
-        pad = self.tokenizer.pad_token_id
-        return pad if pad is not None else min(self.eos_ids)
+        pad, known = self.tokenizer.pad_token_id, embeddings(self.base_model)
+        return pad if pad is not None and 0 <= pad < known else min(i for i in self.eos_ids if i < known)
 
     @property
     def hidden_size(self) -> int:
@@ -151,7 +145,7 @@ class Student(nn.Module):
     @property
     def max_length(self) -> int:
         """Positions the model was made for."""
-        return int(getattr(self.network.config, "max_position_embeddings", 1 << 30))
+        return max_positions(self.base_model)
 
     # -- text and tokens ------------------------------------------------------------------------------------------
 
@@ -225,13 +219,17 @@ class Student(nn.Module):
         with self.checking() as check:
 
             def score(way: Way, bundles: list[list[int]] | None = None) -> list[Tensor]:
-                batch = collate(check.examples, self.pad_token_id, bundles=bundles, hidden_size=ROWS_OF_TWO).to(self.device)
+                batch = collate(check.examples, self.pad_token_id, bundles=bundles, hidden_size=ROWS_OF_TWO).to(
+                    self.device
+                )
                 pieces = score_batch(self.network, batch, way).log_probs.split(batch.target_lengths.tolist())
                 return [piece for _, piece in sorted(zip(batch.order, pieces, strict=True), key=lambda pair: pair[0])]
 
             way, off = selfcheck.first_right(ways(self.network), score, check.log_probs, check.dtype)
             if way is None:
-                best = [min((t for t in off if t.way.packed == packed), key=lambda t: t.gap) for packed in (True, False)]
+                best = [
+                    min((t for t in off if t.way.packed == packed), key=lambda t: t.gap) for packed in (True, False)
+                ]
                 raise ValueError(
                     f"student.model: {self.kind} cannot be trained here. Its log-probs are compared with those of a "
                     f"forward pass over each sequence alone: {'; '.join(map(str, best))}"
@@ -239,7 +237,10 @@ class Student(nn.Module):
             shares = False
             if way.packed and self._may_share_prompts:
                 together = [[0, 1], [2]]
-                shares = selfcheck.first_right([way], lambda w: score(w, together), check.log_probs, check.dtype)[0] is not None
+                shares = (
+                    selfcheck.first_right([way], lambda w: score(w, together), check.log_probs, check.dtype)[0]
+                    is not None
+                )
         if not way.packed:
             worst = min(off, key=lambda trial: trial.gap)
             log.warning("student.model: %s: each sequence gets a row of its own, at the price of padding: log-probs "
@@ -260,7 +261,7 @@ class Student(nn.Module):
         widen = not self.network.config._attn_implementation.startswith("flash") and not weights.units(base)
         try:
             with self.evaluating(), self.whole(), selfcheck.checking(base, widen) as dtype:
-                examples = selfcheck.examples(self.tokenizer, base.get_input_embeddings().weight.shape[0])
+                examples = selfcheck.examples(self.tokenizer, embeddings(base))
                 self._check = Check(examples, self._plain_log_probs(examples), dtype)
                 yield self._check
         finally:
@@ -397,20 +398,22 @@ class Student(nn.Module):
             write_folder(Path(folder), fill)
         barrier()
 
+    def try_saving(self) -> None:
+        """Saves all but the weights into a folder that is thrown away: what would fail at the end fails now.
 
-def resolve_model(model: str) -> str:
-    """The folder of an embedded student, or the name as given.
-
-    Raises:
-        ValueError: `embedded:NAME` does not exist.
-    """
-    if not model.startswith("embedded:"):
-        return model
-    folder = EMBEDDED / model.removeprefix("embedded:")
-    if not (folder / "config.json").is_file():
-        known = sorted(f"embedded:{path.parent.name}" for path in EMBEDDED.glob("*/config.json"))
-        raise ValueError(f"student.model: {model!r} is not embedded; known: {', '.join(known)}")
-    return str(folder)
+        Raises:
+            ValueError: transformers refuses; the message says why.
+        """
+        try:
+            with TemporaryDirectory() as folder:
+                self.base_model.config.save_pretrained(folder)
+                if self.base_model.can_generate():
+                    self.base_model.generation_config.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+        except Exception as error:
+            raise ValueError(
+                f"student.model: {self.name} could be trained and not be saved: {selfcheck.fault_of(error)}"
+            ) from error
 
 
 def _with_adapters(network: PreTrainedModel, lora: Lora, gradient_checkpointing: bool) -> Any:

@@ -58,6 +58,8 @@ OWN: dict[str, dict[str, Any]] = {
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "layer_types": None, "mamba_headdim": 8, "mamba_d_state": 8, "mamba_ngroups": 1, "chunk_size": 8, "n_mamba_heads": 8},
 }  # fmt: skip
 """Settings that a type needs beside or in place of those; None leaves a setting as it is by default."""
+
+
 def tiny_config(kind: str) -> Any:
     base = AutoConfig.for_model(kind)
     sizes = {name: _sizes(part) for name in base.sub_configs or {} if (part := getattr(base, name, None)) is not None}

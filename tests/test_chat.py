@@ -207,7 +207,9 @@ def test_a_prompt_that_opens_a_thought_is_trained_on_with_its_end(tmp_path: Path
 
 
 def test_variables_go_to_every_rendering_and_unknown_ones_are_refused(tmp_path: Path) -> None:
-    loud = student_with(tmp_path, "{{ tone }} " + TURN + GENERATION.replace("%s", ""), chat_template_kwargs={"tone": "Loud"})
+    loud = student_with(
+        tmp_path, "{{ tone }} " + TURN + GENERATION.replace("%s", ""), chat_template_kwargs={"tone": "Loud"}
+    )
     assert written(loud, "1+1?", "2").startswith("Loud ")
     for name in ("tome", "messages"):
         with pytest.raises(ValueError, match=f"student.chat_template_kwargs: .*{name}"):

@@ -59,6 +59,13 @@ class RolloutEngine(ABC):
             progress: called with the number of prompts finished since the last call.
         """
 
+    def check(self, student: Student) -> None:
+        """Makes sure that the engine can sample from a student, before anything else is done.
+
+        Raises:
+            ValueError: it cannot; the message says why.
+        """
+
     @abstractmethod
     def sync(self, student: Student) -> None:
         """Gives the engine the student's present weights; called after each optimizer step and before a probe."""

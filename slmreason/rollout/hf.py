@@ -34,6 +34,9 @@ class HFEngine(RolloutEngine):
         self.max_sequences = max_sequences
         self.max_cache_tokens = max_cache_tokens
 
+    def check(self, student: Student) -> None:
+        decoding_of(student)
+
     def sync(self, student: Student) -> None:
         """Nothing to do: the student's own weights are read."""
 
@@ -61,7 +64,9 @@ class HFEngine(RolloutEngine):
         if not prompts:
             return results
         apart = decoding_of(student).equal_lengths
-        for chunk, copies in self._plan([len(prompt) for prompt in prompts], group_size, sampling.max_new_tokens, apart):
+        for chunk, copies in self._plan(
+            [len(prompt) for prompt in prompts], group_size, sampling.max_new_tokens, apart
+        ):
             draws = torch.cat([
                 uniforms(sampling, prompts[i], len(results[i]), copies) for i in chunk
             ])  # fmt: skip
