@@ -1,6 +1,6 @@
-"""A causal language model and its tokenizer from a folder or the hub: what their files say is mended, or refused here.
+"""A causal language model and its tokenizer, from a folder or the hub: what their files say is mended or refused here.
 
-What is wrong in a checkpoint's settings would otherwise end a run late: in its first batch, or when its student is saved.
+What is wrong in a checkpoint's settings would otherwise end a run late, in its first batch or when it is saved.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ from slmreason.distributed import barrier, is_first
 from slmreason.loading import EMBEDDED, check_tokens, embeddings, load, max_positions, resolve_model
 from slmreason.records import Example, Tokens
 from slmreason.runfolder import write_folder
-from slmreason.selfcheck import Check
 from slmreason.scoring import TokenScores, Way, score_batch, ways
+from slmreason.selfcheck import Check
 from slmreason.weights import FrozenWeights
 
 __all__ = ["EMBEDDED", "Lora", "Student", "TokenScores", "resolve_model"]

@@ -128,15 +128,16 @@ def test_a_broken_template_is_named(tmp_path: Path) -> None:
 HEAD = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
 TURN = HEAD + "{{ m['content'] }}<|im_end|>\n{% endfor %}"
 GENERATION = "{% if add_generation_prompt %}<|im_start|>assistant\n%s{% endif %}"
+EMPTY = "<think>\n\n</think>\n\n"
 QWEN3 = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and '</think>' not in m['content'] "
-    "%}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
-    "<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and '</think>' not in m['content'] %}" + EMPTY + "{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}" + EMPTY + "{% endif %}{% endif %}"
 )
 R1 = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'].split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
-    + GENERATION.replace("%s", "<think>\n")
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{{ m['content'].split('</think>')[-1] }}<|im_end|>\n{% endfor %}" + GENERATION.replace("%s", "<think>\n")
 )
 
 
@@ -155,7 +156,7 @@ def written(student: Student, question: str, answer: str) -> str:
     [
         (TURN.replace("m['content']", "m['text']") + GENERATION.replace("%s", ""), "leaves out the question"),
         ("<|im_start|>user\nSolve it.<|im_end|>\n" + GENERATION.replace("%s", ""), "leaves out the question"),
-        (HEAD + "{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}", "leaves out the answer"),
+        (HEAD + "{{ m['content'] if m['role'] == 'user' }}<|im_end|>\n{% endfor %}", "leaves out the answer"),
         (TURN + GENERATION.replace("%s", "Sure! "), "is not the beginning of the conversation"),
         (TURN.replace("{{ m['role'] }}", "turn"), "is not the beginning of the conversation"),
         ("{{ raise_exception('no') }}", "the chat template refuses it: no"),

@@ -59,7 +59,7 @@ class RolloutEngine(ABC):
             progress: called with the number of prompts finished since the last call.
         """
 
-    def check(self, student: Student) -> None:
+    def check(self, student: Student) -> None:  # noqa: B027 - an engine may have nothing to check
         """Makes sure that the engine can sample from a student, before anything else is done.
 
         Raises:
