@@ -22,7 +22,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled tokens with the log-probability each had under the distribution it was drawn from."""
+    """Sampled tokens, each with its log-probability under the whole distribution, not normalised to a nucleus."""
 
     token_ids: tuple[int, ...]
     """The end-of-sequence token included, when there is one."""

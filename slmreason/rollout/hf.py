@@ -187,9 +187,10 @@ def uniforms(sampling: Sampling, prompt: Sequence[int], first: int, copies: int)
 
 
 def sample(logits: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """One token for each row and its log-prob under the distribution it was drawn from. [B, V] -> [B], [B].
+    """One token for each row and its log-prob under the whole distribution. [B, V] -> [B], [B].
 
-    Greedy decoding (temperature 0) reports log-probs at temperature 1.
+    A nucleus says which tokens can be drawn; log-probs are not normalised to it, since the trainer scores the whole
+    distribution and the two are compared. Greedy decoding (temperature 0) reports log-probs at temperature 1.
 
     Args:
         draws: a uniform number for each row. [B]
@@ -201,10 +202,9 @@ def sample(logits: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, T
     if sampling.temperature == 0:
         token = log_probs.argmax(-1)
     else:
-        if sampling.top_p < 1:
-            log_probs = _nucleus(log_probs, sampling.top_p)
+        drawn_from = _nucleus(log_probs, sampling.top_p) if sampling.top_p < 1 else log_probs
         # Inverse of the cumulative distribution: one random number a row. torch.multinomial draws one for each entry.
-        cumulative = log_probs.exp().cumsum(-1, dtype=draws.dtype)
+        cumulative = drawn_from.exp().cumsum(-1, dtype=draws.dtype)
         point = draws[:, None] * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, point, right=True).squeeze(1)
     return token, log_probs.gather(1, token[:, None]).squeeze(1)
