@@ -53,7 +53,7 @@ def load(model: str, trust_remote_code: bool, **options: Any) -> tuple[PreTraine
     adapter = Path(path) / "adapter_config.json"
     try:
         base = _base_of(adapter) if adapter.is_file() else path
-        network = AutoModelForCausalLM.from_pretrained(
+        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             base, trust_remote_code=trust_remote_code, use_safetensors=True, **options
         )
         if base != path:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from slmreason.datasteps import check_positions
+from slmreason.records import Problem
 from slmreason.student import Lora, Student
 from tests.models import make_checkpoint
 
@@ -90,3 +93,18 @@ def test_an_adapter_without_its_base_is_refused_in_words(tmp_path: Path) -> None
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": None}))
     with pytest.raises(ValueError, match="student.model: cannot load .*does not say of which model"):
         Student(str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["grpo.max_completion_tokens", "bridge.max_trace_tokens"])
+def test_what_does_not_fit_the_models_positions_is_said_before_anything_is_sampled(key: str, student: Student) -> None:
+    made = SimpleNamespace(
+        student=student,
+        data=SimpleNamespace(problems=[Problem("p", "What is 1 + 1?", "2")]),
+        curriculum=SimpleNamespace(stages=["sft", "grpo"]),
+        bridge=SimpleNamespace(max_trace_tokens=1020 if key.startswith("bridge") else 10),
+    )
+    config = SimpleNamespace(grpo=SimpleNamespace(max_completion_tokens=1020 if key.startswith("grpo") else 10))
+    with pytest.raises(ValueError, match=rf"{key}: the longest prompt .* exceeds the student's 1024 positions"):
+        check_positions(made, config)  # type: ignore[arg-type]
+    config.grpo.max_completion_tokens = made.bridge.max_trace_tokens = 10
+    check_positions(made, config)  # type: ignore[arg-type]
