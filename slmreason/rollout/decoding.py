@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -135,7 +135,8 @@ def generate(
     No setting of the model's own generation config applies, and no random number is drawn here.
     """
     input_ids, attention_mask = padded_prompts(student, prompts)
-    chosen, model = _Chosen(choose), student.base_model
+    chosen = _Chosen(choose)
+    model: Any = student.base_model
     settings = {"do_sample": False, "eos_token_id": list(eos_ids) or None, "pad_token_id": student.pad_token_id}
     kept, model.generation_config = model.generation_config, GenerationConfig()
     try:

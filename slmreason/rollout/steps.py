@@ -87,7 +87,8 @@ class PlainSteps:
         """
         # Reordering repeats and drops rows too, and is there for every kind of layer: recurrent states as well.
         prompts = len(attention_mask) // copies
-        cache.reorder_cache(torch.arange(prompts, device=attention_mask.device).repeat_interleave(copies))
+        rows = torch.arange(prompts, device=attention_mask.device).repeat_interleave(copies)
+        cache.reorder_cache(rows)  # type: ignore[arg-type] # int64
         self._network, self._cache, self._mask, self._keyword = network, cache, attention_mask, keyword
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class PlainSteps:
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these, which stand in that order then."""
-        self._cache.reorder_cache(rows)
+        self._cache.reorder_cache(rows)  # type: ignore[arg-type] # int64
         self._mask = self._mask[rows]
 
 
