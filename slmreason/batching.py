@@ -72,6 +72,35 @@ class PackedBatch:
     def num_target_tokens(self) -> int:
         return int(self.target_lengths.sum())
 
+    def one_a_row(self) -> PackedBatch:
+        """The same sequences in the same order, each from the start of a row of its own, with its prompt.
+
+        A row's end is filled with its last token, for models that must not see it and do not.
+        """
+        if not self.order:
+            return self
+        lengths = self.target_lengths
+        firsts = lengths.cumsum(0) - lengths
+        prompt_ends = self.context_index[firsts]
+        prompts = self.position_ids.flatten()[prompt_ends] + 1
+        whole = prompts + lengths
+        places = torch.arange(int(whole.max()), device=whole.device).minimum(whole[:, None] - 1)  # [S, L]
+        of_target = (firsts[:, None] + places - prompts[:, None]).clamp(min=0)
+        of_prompt = prompt_ends[:, None] - prompts[:, None] + 1 + places
+        source = torch.where(places < prompts[:, None], of_prompt, self.target_index[of_target])
+        rows, width = source.shape
+        row_of = torch.arange(rows, device=whole.device).repeat_interleave(lengths)
+        step = torch.arange(len(row_of), device=whole.device) - firsts[row_of]
+        target_index = row_of * width + prompts[row_of] + step
+        return replace(
+            self,
+            input_ids=self.input_ids.flatten()[source],
+            position_ids=torch.arange(width, device=whole.device).expand(rows, width),
+            target_index=target_index,
+            context_index=target_index - 1,
+            blocks=None,
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 

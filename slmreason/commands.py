@@ -38,7 +38,7 @@ from slmreason.config import (
 from slmreason.curriculum import Curriculum
 from slmreason.data import identity
 from slmreason.data.datamodule import ReasoningDataModule
-from slmreason.datasteps import load_data, prepare_bridge, prepare_critique, prepare_stratify
+from slmreason.datasteps import load_data, place, prepare_bridge, prepare_critique, prepare_stratify
 from slmreason.distributed import first_only, is_first
 from slmreason.evaluate.benchmarks import evaluate, load_benchmarks, save_scores
 from slmreason.export.export import export
@@ -209,7 +209,7 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
         log.info("run folder: %s", run_dir)
         with ExitStack() as held:
             first_only(lambda: held.enter_context(locked(run_dir)) and None)
-            processes.place(student)
+            place(made, processes)
             report_memory(
                 student, engine, processes.device, processes.precision, config.data.token_budget,
                 config.data.max_prompt_tokens + grpo.max_completion_tokens, processes.shards,
@@ -346,7 +346,7 @@ def prepare_test(parser: Parser, config: Namespace) -> Job:
 
     def job() -> None:
         student = made.student
-        processes.place(student)
+        place(made, processes)
         scores = evaluate(student, made.rollout, made.reward, benchmarks, made.evaluation)
         metrics = list(dict.fromkeys(score.metric for score in scores))
         table = Table(title=f"{cell(config.student.model)}: {made.evaluation.samples} samples a problem, 95 % interval")

@@ -68,8 +68,44 @@ def load_data(made: Namespace, config: Namespace) -> list[Benchmark]:
     held_out = {benchmark.name: benchmark.problems for benchmark in benchmarks}
     longest = prompt_limit(student, engine, config.grpo.max_completion_tokens, "grpo.max_completion_tokens")
     made.data.load(student.prompt_length, held_out, longest)
+    check_positions(made, config)
     try_reward(made.reward, made.data.problems[0])
     return benchmarks
+
+
+def place(made: Namespace, processes: Processes) -> None:
+    """Puts the student where it will run, and tries there what the run will do with it.
+
+    Raises:
+        ConfigError: the model cannot be scored, sampled from or saved.
+    """
+    student = made.student
+    processes.place(student)
+    try:
+        with student.checking():
+            student.layout  # noqa: B018 - found by trying when it is asked for
+            made.rollout.check(student)
+        student.try_saving()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_positions(made: Namespace, config: Namespace) -> None:
+    """
+    Raises:
+        ValueError: a prompt of the pool with what follows it is longer than the student's positions.
+    """
+    student, positions = made.student, made.student.max_length
+    longest = max(student.prompt_length(problem.question) for problem in made.data.problems)
+    follows = {"grpo.max_completion_tokens": config.grpo.max_completion_tokens}
+    if "sft" in made.curriculum.stages:
+        follows["bridge.max_trace_tokens"] = made.bridge.max_trace_tokens
+    for key, tokens in follows.items():
+        if longest + tokens > positions:
+            raise ValueError(
+                f"{key}: the longest prompt of data.train has {longest} tokens, with {tokens} more it exceeds the "
+                f"student's {positions} positions; lower it, or data.max_prompt_tokens"
+            )
 
 
 def prepare_stratify(parser: Parser, config: Namespace) -> Job:
@@ -107,7 +143,7 @@ def prepare_stratify(parser: Parser, config: Namespace) -> Job:
 
     def job() -> None:
         if made is not None and processes is not None:
-            processes.place(made.student)
+            place(made, processes)
         _in_chunks(out, problems, done, lambda chunk: [evidence_row(g, bands) for g in sample(chunk)])
         ledger = Ledger(None)
         ledger.take(as_ledger_rows(matched_evidence(out, problems)), Place(0, "stratify"))
@@ -144,7 +180,7 @@ def prepare_bridge(parser: Parser, config: Namespace) -> Job:
     done = _go_on(out, parser, config, {}, made.data.problems, of_result)
 
     def job() -> None:
-        processes.place(made.student)
+        place(made, processes)
         if missing:
             log.info("%d problems have no evidence yet (data.evidence): they are measured first", len(missing))
             ledger.record(probe(made, config, missing), Place(0, "probe"))
@@ -220,7 +256,7 @@ def prepare_critique(parser: Parser, config: Namespace) -> Job:
         return [to_json(record) for record in records]
 
     def job() -> None:
-        processes.place(made.student)
+        place(made, processes)
         _in_chunks(out, problems, done, lambda chunk: first_only(lambda: make(chunk)))
         _print(critique_table([from_json(Critique, row) for row in read_lines(out)]))
         _set_aside(out, teacher.drain_rejects())

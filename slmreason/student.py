@@ -6,29 +6,34 @@ tokens alone: the hidden states of all other positions never reach the vocabular
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slmreason import weights
-from slmreason.batching import PackedBatch
-from slmreason.chat import Chat
+from slmreason import selfcheck, weights
+from slmreason.batching import HIDDEN_SIZE, PackedBatch, collate
+from slmreason.chat import DATE, Chat
 from slmreason.distributed import barrier, is_first
-from slmreason.head import scores_of_logits, token_scores
-from slmreason.records import Tokens
+from slmreason.loading import EMBEDDED, check_tokens, embeddings, load, max_positions, resolve_model
+from slmreason.records import Example, Tokens
 from slmreason.runfolder import write_folder
+from slmreason.scoring import TokenScores, Way, score_batch, ways
+from slmreason.selfcheck import Check
 from slmreason.weights import FrozenWeights
 
-EMBEDDED = Path(__file__).parent / "embedded" / "students"
-AFTER_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier", "lm_head_multiplier")
-"""Settings by which a model changes its logits after the projection (Gemma, Granite, Cohere)."""
+__all__ = ["EMBEDDED", "Lora", "Student", "TokenScores", "resolve_model"]
+log = logging.getLogger(__name__)
+ROWS_OF_TWO = 20
+"""As the hidden size it makes `collate` put the sequences of the check into two rows, with padding in one."""
 PLAIN_ATTENTION = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers attend by a mask and by position ids, and by nothing else."""
 
@@ -48,15 +53,12 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class TokenScores:
-    """What a forward pass says of the target tokens, flat over the micro-batch."""
+class Layout:
+    """How batches are scored, as the model itself was found to allow."""
 
-    log_probs: Tensor
-    """[N], float32."""
-    entropy: Tensor | None = None
-    """[N], float32, in nats; no gradient."""
-    ranks: Tensor | None = None
-    """[N], int64; 1 = the most likely token; no gradient."""
+    way: Way
+    shares_prompts: bool
+    """Targets with one prompt may lie behind it in one row, told apart by a mask of ours."""
 
 
 class Student(nn.Module):
@@ -73,6 +75,8 @@ class Student(nn.Module):
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        date: str = DATE,
     ) -> None:
         """
         Args:
@@ -85,31 +89,28 @@ class Student(nn.Module):
             attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; transformers chooses when not given.
             gradient_checkpointing: Recompute activations in the backward pass to save memory.
             trust_remote_code: Run code that comes with the model. Off unless you know the repository.
+            chat_template_kwargs: Variables for the chat template in every rendering, such as {enable_thinking: false}.
+            date: What a chat template that prints today's date gets, so that a run has the same prompts on any day;
+                YYYY-MM-DD.
 
         Raises:
             ValueError: the model cannot be found or loaded; the message names it.
         """
         super().__init__()
-        self.name = model
         self.policy_version = 0
         """Optimizer steps this student has taken, over all stages; stamped on every rollout."""
         self.tokens = Tokens()
         """What its training has cost so far."""
-        path = resolve_model(model)
-        try:
-            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=trust_remote_code
-            )
-            network = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype="auto" if dtype == "auto" else getattr(torch, dtype),
-                attn_implementation=attn_implementation,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"student.model: cannot load {model!r}: {str(error).splitlines()[0]}") from error
-        self.chat = Chat(self.tokenizer, network, system_prompt, instruction, chat_template)
+        network, tokenizer, self.name = load(
+            model,
+            trust_remote_code,
+            dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+        )
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer
+        self.chat = Chat(self.tokenizer, network, system_prompt, instruction, chat_template, chat_template_kwargs, date)
+        used = {*self.chat.question("1"), *self.chat.target("1")}
+        check_tokens(network, tokenizer, used)
         # A base model may not list the end of turn of its own chat template: whoever loads the student must stop there.
         network.generation_config.eos_token_id = sorted(self.chat.eos_ids)
         if gradient_checkpointing:
@@ -121,6 +122,12 @@ class Student(nn.Module):
         self.masters = weights.MasterWeights(self.network)
         """Float32 copies of what was trained in half precision."""
         self._reference: FrozenWeights | None = None
+        self._layouts: dict[tuple[Any, ...], Layout] = {}
+        self._check: Check | None = None
+        self._build: tuple[Any, ...] | None = None
+        """`build`, while a check is going on."""
+        self.decodings: dict[tuple[Any, ...], Any] = {}
+        """What `slmreason.rollout.decoding` found, for each `build`."""
         self.eval()
 
     @property
@@ -130,17 +137,17 @@ class Student(nn.Module):
     @property
     def pad_token_id(self) -> int:
         """Fills the ends of rows; never attended to, so any valid id serves a tokenizer without a pad token."""
-        pad = self.tokenizer.pad_token_id
-        return pad if pad is not None else min(self.eos_ids)
+        pad, known = self.tokenizer.pad_token_id, embeddings(self.base_model)
+        return pad if pad is not None and 0 <= pad < known else min(i for i in self.eos_ids if i < known)
 
     @property
     def hidden_size(self) -> int:
-        return int(self.base_model.config.get_text_config().hidden_size)
+        return int(getattr(self.base_model.config.get_text_config(), "hidden_size", HIDDEN_SIZE))
 
     @property
     def max_length(self) -> int:
         """Positions the model was made for."""
-        return int(getattr(self.network.config, "max_position_embeddings", 1 << 30))
+        return max_positions(self.base_model)
 
     # -- text and tokens ------------------------------------------------------------------------------------------
 
@@ -161,7 +168,12 @@ class Student(nn.Module):
         return self.chat.target(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        """The text of some tokens, without special ones."""
+        return self.chat.decode(list(ids))
+
+    def decode_completion(self, ids: Sequence[int]) -> str:
+        """The text of a completion, with the thought that its prompt has opened, if the template opens one."""
+        return self.chat.answer(list(ids))
 
     def count_written(self, texts: Iterable[str | None]) -> None:
         """Adds what a teacher wrote to what the training of this student has cost."""
@@ -185,37 +197,101 @@ class Student(nn.Module):
         Returns:
             TokenScores over the N target tokens, in the batch's row-major order.
         """
-        head = self.network.get_output_embeddings()
-        fused = self._has_plain_head
-        ids, positions = batch.input_ids, batch.position_ids
-        if self.network.config._attn_implementation.startswith("flash"):
-            # transformers tells sequences apart by their positions in a single row only; padding is a sequence too.
-            ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
-        with _scoring(head, batch, temperature, with_entropy, with_ranks) if fused else _project_only(head, batch):
-            output = self.network(
-                input_ids=ids, attention_mask=batch.attention_mask, position_ids=positions,
-                use_cache=False,
-            ).logits  # fmt: skip
-        if not fused:
-            return TokenScores(*scores_of_logits(output[0], batch.target_ids, temperature, with_entropy, with_ranks))
-        columns = list(output.unbind(-1))
-        log_probs, others = columns[0], [column.detach() for column in columns[1:]]
-        entropy = others.pop(0) if with_entropy else None
-        return TokenScores(log_probs, entropy, others.pop(0).long() if with_ranks else None)
+        return score_batch(self.network, batch, self.layout.way, temperature, with_entropy, with_ranks)
 
     @property
-    def _has_plain_head(self) -> bool:
-        """Whether logits are the head's output as it is: a plain projection that nothing scales or caps."""
-        config = self.base_model.config
-        scaled = any(getattr(config, key, None) not in (None, 1, 1.0) for key in AFTER_HEAD)
-        return type(self.network.get_output_embeddings()) is nn.Linear and not scaled
+    def layout(self) -> Layout:
+        """How batches of this model are scored, found by trying (`slmreason.selfcheck`) when it is first asked for.
+
+        Raises:
+            ValueError: no way gives the log-probs of a plain forward pass; the message names the model's type.
+        """
+        if self.build not in self._layouts:
+            self._layouts[self.build] = self._find_layout()
+        return self._layouts[self.build]
+
+    @property
+    def build(self) -> tuple[Any, ...]:
+        """What decides which computations are right, beside the model's type: attention, precision, device."""
+        # Not the precision that a check widens the weights to.
+        return self._build or (self.network.config._attn_implementation, self.base_model.dtype, self.device.type)
+
+    def _find_layout(self) -> Layout:
+        """Compares the ways to score with a plain forward pass; neither weights, mode nor random numbers change."""
+        with self.checking() as check:
+
+            def score(way: Way, bundles: list[list[int]] | None = None) -> list[Tensor]:
+                batch = collate(check.examples, self.pad_token_id, bundles=bundles, hidden_size=ROWS_OF_TWO).to(
+                    self.device
+                )
+                pieces = score_batch(self.network, batch, way).log_probs.split(batch.target_lengths.tolist())
+                return [piece for _, piece in sorted(zip(batch.order, pieces, strict=True), key=lambda pair: pair[0])]
+
+            way, off = selfcheck.first_right(ways(self.network), score, check.log_probs, check.dtype)
+            if way is None:
+                best = [
+                    min((t for t in off if t.way.packed == packed), key=lambda t: t.gap) for packed in (True, False)
+                ]
+                raise ValueError(
+                    f"student.model: {self.kind} cannot be trained here. Its log-probs are compared with those of a "
+                    f"forward pass over each sequence alone: {'; '.join(map(str, best))}"
+                )
+            shares = False
+            if way.packed and self._may_share_prompts:
+                together = [[0, 1], [2]]
+                shares = (
+                    selfcheck.first_right([way], lambda w: score(w, together), check.log_probs, check.dtype)[0]
+                    is not None
+                )
+        if not way.packed:
+            worst = min(off, key=lambda trial: trial.gap)
+            log.warning("student.model: %s: each sequence gets a row of its own, at the price of padding: log-probs "
+                        "are off otherwise (%s)", self.kind, worst)  # fmt: skip
+        return Layout(way, shares)
+
+    @contextmanager
+    def checking(self) -> Iterator[Check]:
+        """Within it ways of computing can be tried on the model (`slmreason.selfcheck`); it may be entered again.
+
+        Raises:
+            ValueError: the model has no plain forward pass to compare with.
+        """
+        if self._check is not None:
+            yield self._check
+            return
+        base, self._build = self.base_model, self.build
+        widen = not self.network.config._attn_implementation.startswith("flash") and not weights.units(base)
+        try:
+            with self.evaluating(), self.whole(), selfcheck.checking(base, widen) as dtype:
+                examples = selfcheck.examples(self.tokenizer, embeddings(base))
+                self._check = Check(examples, self._plain_log_probs(examples), dtype)
+                yield self._check
+        finally:
+            self._check = self._build = None
+
+    def _plain_log_probs(self, examples: Sequence[Example]) -> list[Tensor]:
+        try:
+            return [selfcheck.plain_log_probs(self.network, example) for example in examples]
+        except Exception as error:
+            raise ValueError(
+                f"student.model: {self.kind} is no causal language model of text that can be trained here: its "
+                f"forward pass ends in {selfcheck.fault_of(error)}"
+            ) from error
+
+    @property
+    def kind(self) -> str:
+        """The model's type as messages name it: `qwen2 (Qwen2ForCausalLM)`."""
+        return f"{self.base_model.config.model_type} ({type(self.base_model).__name__})"
 
     @property
     def shares_prompts(self) -> bool:
         """Whether targets with one prompt may lie behind it in one row, told apart by a mask of ours."""
+        return self.layout.shares_prompts
+
+    @property
+    def _may_share_prompts(self) -> bool:
         config = self.base_model.config
-        full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        return config.model_type in PLAIN_ATTENTION and full and config._attn_implementation == "sdpa"
+        return config.model_type in PLAIN_ATTENTION and config._attn_implementation == "sdpa"
 
     def forward(self, batch: PackedBatch, temperature: float = 1.0, with_entropy: bool = False) -> TokenScores:
         return self.score(batch, temperature, with_entropy)
@@ -323,59 +399,22 @@ class Student(nn.Module):
             write_folder(Path(folder), fill)
         barrier()
 
+    def try_saving(self) -> None:
+        """Saves all but the weights into a folder that is thrown away: what would fail at the end fails now.
 
-def resolve_model(model: str) -> str:
-    """The folder of an embedded student, or the name as given.
-
-    Raises:
-        ValueError: `embedded:NAME` does not exist.
-    """
-    if not model.startswith("embedded:"):
-        return model
-    folder = EMBEDDED / model.removeprefix("embedded:")
-    if not (folder / "config.json").is_file():
-        known = sorted(f"embedded:{path.parent.name}" for path in EMBEDDED.glob("*/config.json"))
-        raise ValueError(f"student.model: {model!r} is not embedded; known: {', '.join(known)}")
-    return str(folder)
-
-
-@contextmanager
-def _project_only(head: nn.Module, batch: PackedBatch) -> Iterator[None]:
-    """Makes the vocabulary projection see only the hidden states that predict a target: [R, L, h] -> [1, N, h].
-
-    A hook on the output embedding, so it serves every architecture, with adapters and logit scaling or capping.
-    """
-
-    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0].flatten(0, 1)[batch.context_index][None], *args[1:])
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _scoring(
-    head: nn.Linear, batch: PackedBatch, temperature: float, with_entropy: bool, with_ranks: bool
-) -> Iterator[None]:
-    """Makes the vocabulary projection give scores of the targets in the place of logits: [R, L, h] -> [N, 1 to 3].
-
-    Within its forward, so that whatever a strategy does around that (gathering shards, say) is done.
-    """
-    targets = batch.target_ids
-
-    def scores(hidden: Tensor) -> Tensor:
-        chosen = hidden.flatten(0, 1)[batch.context_index]
-        columns = token_scores(chosen, head.weight, head.bias, targets, temperature, with_entropy, with_ranks)
-        return torch.stack([column.float() for column in columns if column is not None], dim=-1)
-
-    head.forward = scores  # type: ignore[assignment,method-assign]
-    try:
-        yield
-    finally:
-        del head.forward
+        Raises:
+            ValueError: transformers refuses; the message says why.
+        """
+        try:
+            with TemporaryDirectory() as folder:
+                self.base_model.config.save_pretrained(folder)
+                if self.base_model.can_generate():
+                    self.base_model.generation_config.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+        except Exception as error:
+            raise ValueError(
+                f"student.model: {self.name} could be trained and not be saved: {selfcheck.fault_of(error)}"
+            ) from error
 
 
 def _with_adapters(network: PreTrainedModel, lora: Lora, gradient_checkpointing: bool) -> Any:

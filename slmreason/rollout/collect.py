@@ -33,7 +33,7 @@ def collect(
     def sample(share: list[Problem]) -> list[RolloutGroup]:
         prompts = [student.encode_question(problem.question) for problem in share]
         completions = engine.generate(student, prompts, group_size, sampling, advance)
-        texts = [[student.decode(completion.token_ids) for completion in group] for group in completions]
+        texts = [[student.decode_completion(completion.token_ids) for completion in group] for group in completions]
         pairs = [(problem, text) for problem, row in zip(share, texts, strict=True) for text in row]
         truncated = [completion.truncated for group in completions for completion in group]
         # In one call, so that the verifier's processes work side by side.

@@ -24,7 +24,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled tokens with the log-probability that each had."""
+    """Sampled tokens, each with its log-probability under the whole distribution, not normalised to a nucleus."""
 
     token_ids: tuple[int, ...]
     """The end-of-sequence token included, when there is one."""
@@ -73,6 +73,13 @@ class RolloutEngine(ABC):
         Args:
             prompts: token ids of each prompt, none empty; there may be none, in one of several processes.
             progress: called with the number of prompts finished since the last call.
+        """
+
+    def check(self, student: Student) -> None:  # noqa: B027 - an engine may have nothing to check
+        """Makes sure that the engine can sample from a student, before anything else is done.
+
+        Raises:
+            ValueError: it cannot; the message says why.
         """
 
     @abstractmethod

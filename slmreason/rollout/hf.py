@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from slmreason.rollout.decoding import decoding_of, generate
 from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling, prompt_seed, stable_seed
 from slmreason.rollout.steps import prefill
 from slmreason.student import Student
@@ -32,6 +33,9 @@ class HFEngine(RolloutEngine):
             raise ValueError("rollout: max_sequences and max_cache_tokens must be at least 1")
         self.max_sequences = max_sequences
         self.max_cache_tokens = max_cache_tokens
+
+    def check(self, student: Student) -> None:
+        decoding_of(student)
 
     def sync(self, student: Student) -> None:
         """Nothing to do: the student's own weights are read."""
@@ -57,7 +61,12 @@ class HFEngine(RolloutEngine):
         progress: Progress | None,
     ) -> list[list[Completion]]:
         results: list[list[Completion]] = [[] for _ in prompts]
-        for chunk, copies in self._plan([len(prompt) for prompt in prompts], group_size, sampling.max_new_tokens):
+        if not prompts:
+            return results
+        apart = decoding_of(student).equal_lengths
+        for chunk, copies in self._plan(
+            [len(prompt) for prompt in prompts], group_size, sampling.max_new_tokens, apart
+        ):
             draws = torch.cat([
                 uniforms(sampling, prompts[i], len(results[i]), copies) for i in chunk
             ])  # fmt: skip
@@ -69,8 +78,14 @@ class HFEngine(RolloutEngine):
                 progress(done)
         return results
 
-    def _plan(self, lengths: list[int], group_size: int, max_new_tokens: int) -> list[tuple[list[int], int]]:
-        """Chunks of prompts of similar length, longest first, with the completions a prompt has in the chunk."""
+    def _plan(
+        self, lengths: list[int], group_size: int, max_new_tokens: int, apart: bool = False
+    ) -> list[tuple[list[int], int]]:
+        """Chunks of prompts of similar length, longest first, with the completions a prompt has in the chunk.
+
+        Args:
+            apart: a chunk's prompts all have the same length.
+        """
         chunks: list[tuple[list[int], int]] = []
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         while order:
@@ -78,6 +93,8 @@ class HFEngine(RolloutEngine):
             room = max(1, min(self.max_sequences, self.max_cache_tokens // longest))
             if group_size <= room:
                 take = room // group_size
+                if apart:
+                    take = sum(lengths[index] == lengths[order[0]] for index in order[:take])
                 chunks.append((order[:take], group_size))
             else:
                 take = 1
@@ -101,9 +118,13 @@ def decode(
     """
     device = student.device
     draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
-    steps, logits = prefill(student, prompts, copies, sampling.max_new_tokens)
-    num_rows = len(prompts) * copies
+    num_rows, way = len(prompts) * copies, decoding_of(student)
     rows = torch.arange(num_rows, device=device)  # of the batch as it was, those that are still in it
+    if way.by == "generate":
+        choose = lambda logits, step: sample(logits, sampling, draws[:, step])  # noqa: E731
+        chosen = generate(student, prompts, copies, sampling.max_new_tokens, choose, sorted(student.eos_ids))
+        return _completions([(rows, *step) for step in chosen], num_rows, student.eos_ids)
+    steps, logits = prefill(student, prompts, copies, sampling.max_new_tokens, way.by == "lean")
     alive = torch.ones(num_rows, dtype=torch.bool, device=device)  # of those, the ones that have not stopped
     eos = torch.tensor(sorted(student.eos_ids), device=device)
     taken: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, tokens, log-probs) of each step
@@ -166,9 +187,10 @@ def uniforms(sampling: Sampling, prompt: Sequence[int], first: int, copies: int)
 
 
 def sample(logits: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """One token for each row and its log-prob under the distribution it was drawn from. [B, V] -> [B], [B].
+    """One token for each row and its log-prob under the whole distribution. [B, V] -> [B], [B].
 
-    Greedy decoding (temperature 0) reports log-probs at temperature 1.
+    A nucleus says which tokens can be drawn; log-probs are not normalised to it, since the trainer scores the whole
+    distribution and the two are compared. Greedy decoding (temperature 0) reports log-probs at temperature 1.
 
     Args:
         draws: a uniform number for each row. [B]
@@ -180,10 +202,9 @@ def sample(logits: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, T
     if sampling.temperature == 0:
         token = log_probs.argmax(-1)
     else:
-        if sampling.top_p < 1:
-            log_probs = _nucleus(log_probs, sampling.top_p)
+        drawn_from = _nucleus(log_probs, sampling.top_p) if sampling.top_p < 1 else log_probs
         # Inverse of the cumulative distribution: one random number a row. torch.multinomial draws one for each entry.
-        cumulative = log_probs.exp().cumsum(-1, dtype=draws.dtype)
+        cumulative = drawn_from.exp().cumsum(-1, dtype=draws.dtype)
         point = draws[:, None] * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, point, right=True).squeeze(1)
     return token, log_probs.gather(1, token[:, None]).squeeze(1)

@@ -23,23 +23,19 @@ FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 
 def prefill(
-    student: Student, prompts: Sequence[Sequence[int]], copies: int, max_new_tokens: int
+    student: Student, prompts: Sequence[Sequence[int]], copies: int, max_new_tokens: int, lean: bool | None = None
 ) -> tuple[PlainSteps | LeanSteps, Tensor]:
     """Reads prompts and gives what continues them, with the logits of the first new token.
 
     Args:
         copies: rows for each prompt; it is read once.
+        lean: by `LeanSteps`; if not given, where `is_lean` says so.
 
     Returns:
         (steps, logits [len(prompts) * copies, vocab])
     """
-    network, device = student.network, student.device
-    longest = max(len(prompt) for prompt in prompts)
-    input_ids = torch.full((len(prompts), longest), student.pad_token_id, device=device)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-        attention_mask[row, longest - len(prompt) :] = 1
+    network = student.network
+    input_ids, attention_mask = padded_prompts(student, prompts)
     cache, keyword = DynamicCache(config=network.config), _cache_keyword(student)
     output = network(
         input_ids=input_ids,
@@ -51,9 +47,20 @@ def prefill(
     )
     logits = output.logits[:, -1].repeat_interleave(copies, dim=0)
     mask = attention_mask.repeat_interleave(copies, dim=0)
-    if is_lean(student):
+    if is_lean(student) if lean is None else lean:
         return LeanSteps(student.base_model, cache, mask, copies, max_new_tokens), logits
     return PlainSteps(network, cache, mask, copies, keyword), logits
+
+
+def padded_prompts(student: Student, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """(token ids, attention mask) of prompts with padding before them. [prompts, longest] each, int64."""
+    longest = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), longest), student.pad_token_id, device=student.device)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=student.device)
+        attention_mask[row, longest - len(prompt) :] = 1
+    return input_ids, attention_mask
 
 
 def _cache_keyword(student: Student) -> str:
@@ -78,7 +85,10 @@ class PlainSteps:
         Args:
             keyword: of the network's forward that takes the cache.
         """
-        cache.batch_repeat_interleave(copies)
+        # Reordering repeats and drops rows too, and is there for every kind of layer: recurrent states as well.
+        prompts = len(attention_mask) // copies
+        rows = torch.arange(prompts, device=attention_mask.device).repeat_interleave(copies)
+        cache.reorder_cache(rows)  # type: ignore[arg-type] # int64
         self._network, self._cache, self._mask, self._keyword = network, cache, attention_mask, keyword
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -95,7 +105,7 @@ class PlainSteps:
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these, which stand in that order then."""
-        self._cache.batch_select_indices(rows)
+        self._cache.reorder_cache(rows)  # type: ignore[arg-type] # int64
         self._mask = self._mask[rows]
 
 

@@ -139,10 +139,7 @@ class VLLMTeacher(LLMTeacher):
 
     def encode(self, conversation: Conversation) -> tuple[int, ...]:
         """Token ids of a conversation under the model's own template, up to where it begins to answer."""
-        plain = [{**message, "content": self._chat.plain(message["content"])} for message in conversation]
-        tokenizer = self._chat.tokenizer
-        rendered = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
-        return tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        return self._chat.conversation([dict(message) for message in conversation])
 
     def close(self) -> None:
         """Ends the worker, as the end of this process would. The next question starts another."""
