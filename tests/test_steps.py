@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.common import peak_bytes
 from slmreason.embedded.families import make_problems
 from slmreason.rollout import hf, steps
 from slmreason.rollout.engine import Sampling
@@ -143,6 +144,16 @@ def test_what_the_lean_steps_do_not_know_goes_the_plain_way(tmp_path: Path) -> N
     changed = Student("embedded:qwen2")
     changed.base_model.config.hidden_act = "gelu"
     assert not is_lean(changed)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lora", [None, Lora(r=4)])
+def test_reading_prompts_copies_the_vocabulary_projection_for_no_row(lora: Lora | None) -> None:
+    """24 prompts and a projection of 0.3 MB; frozen weights, as adapters leave them, once were copied for each."""
+    student = Student("embedded:qwen2", instruction="", lora=lora)
+    prompts = [(5, 6, 7)] * 24
+    projection = student.network.get_output_embeddings().weight
+    assert peak_bytes(lambda: prefill(student, prompts, 1, 2)) < 8 * projection.nbytes
 
 
 def test_rows_without_gaps_by_hand() -> None:

@@ -11,12 +11,17 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling, prompt_seed, stable_seed
+from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling
+from slmreason.rollout.sampling import sample, uniforms
 from slmreason.rollout.steps import prefill
+from slmreason.rollout.worker import EngineError
 from slmreason.student import Student
 
 SHRINK = 0.05
 """Finished rows leave the batch when they are at least this share of it."""
+LOOK_EVERY = {"cpu": 1}
+"""Steps after which the host looks who has finished, by device type; a GPU would have to wait for it each time."""
+LOOK_EVERY_ELSEWHERE = 8
 
 
 class HFEngine(RolloutEngine):
@@ -98,6 +103,9 @@ def decode(
 
     Args:
         draws: a uniform number for each completion and step. [completions, max_new_tokens], float64.
+
+    Raises:
+        EngineError: logits are NaN or infinite.
     """
     device = student.device
     draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
@@ -106,21 +114,41 @@ def decode(
     rows = torch.arange(num_rows, device=device)  # of the batch as it was, those that are still in it
     alive = torch.ones(num_rows, dtype=torch.bool, device=device)  # of those, the ones that have not stopped
     eos = torch.tensor(sorted(student.eos_ids), device=device)
+    finite = torch.ones_like(alive)  # the ones whose log-probs since the last look were
     taken: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, tokens, log-probs) of each step
+    every = LOOK_EVERY.get(device.type, LOOK_EVERY_ELSEWHERE)
     for step in range(sampling.max_new_tokens):
         token, log_prob = sample(logits, sampling, draws[:, step])
         taken.append((rows, token, log_prob))
         alive = alive & (token[:, None] != eos).all(-1)
-        left = int(alive.sum())
-        if left == 0 or step + 1 == sampling.max_new_tokens:
-            break
-        # Dropping rows copies the cache of the others: not for every single one.
-        if left <= len(rows) * (1 - SHRINK):
-            stay = _without_gaps(alive)
-            rows, token, draws, alive = rows[stay], token[stay], draws[stay], alive[stay]
-            steps.keep(stay)
+        finite = finite & log_prob.isfinite()
+        is_last = step + 1 == sampling.max_new_tokens
+        if is_last or step % every == every - 1:
+            left, sound = torch.stack([alive.sum(), finite.sum()]).tolist()  # the one wait for the device
+            _refuse_non_finite(len(rows) - sound, len(rows), step + 1)
+            if left == 0 or is_last:
+                break
+            # Dropping rows copies the cache of the others: not for every single one.
+            if left <= len(rows) * (1 - SHRINK):
+                stay = _without_gaps(alive)
+                rows, token, draws, alive, finite = (each[stay] for each in (rows, token, draws, alive, finite))
+                steps.keep(stay)
         logits = steps.step(token)
     return _completions(taken, num_rows, student.eos_ids)
+
+
+def _refuse_non_finite(broken: int, rows: int, tokens: int) -> None:
+    """
+    Raises:
+        EngineError: there are rows whose logits were not finite.
+    """
+    if broken:
+        raise EngineError(
+            f"rollout: the student's logits are NaN or infinite in {broken} of {rows} completions, by their new token "
+            f"{tokens}: its weights are broken, or its numbers overflow. Start from a sound student, lower the "
+            "learning rate of the stage before, or use bfloat16 or float32 in place of float16 (student.dtype, "
+            "trainer.precision)"
+        )
 
 
 def _completions(
@@ -148,50 +176,3 @@ def _without_gaps(alive: Tensor) -> Tensor:
     stay = torch.arange(int(alive.sum()), device=alive.device)
     stay[~alive[: len(stay)]] = alive[len(stay) :].nonzero().squeeze(1) + len(stay)
     return stay
-
-
-def uniforms(sampling: Sampling, prompt: Sequence[int], first: int, copies: int) -> Tensor:
-    """The uniform numbers of a prompt's completions from the `first` on. [copies, max_new_tokens], float64.
-
-    They are the same in any batch, on any device, in any process. Each completion has a generator of its own, so the
-    global RNG is neither read nor moved. Greedy decoding draws nothing.
-    """
-    numbers = torch.zeros((copies, sampling.max_new_tokens), dtype=torch.float64)
-    if sampling.temperature > 0:
-        seed = prompt_seed(sampling, prompt)
-        for copy in range(copies):
-            generator = torch.Generator().manual_seed(stable_seed(seed, first + copy))
-            torch.rand(sampling.max_new_tokens, generator=generator, out=numbers[copy])
-    return numbers
-
-
-def sample(logits: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """One token for each row and its log-prob under the distribution it was drawn from. [B, V] -> [B], [B].
-
-    Greedy decoding (temperature 0) reports log-probs at temperature 1.
-
-    Args:
-        draws: a uniform number for each row. [B]
-    """
-    logits = logits.float()
-    if sampling.temperature not in (0, 1):
-        logits = logits / sampling.temperature
-    log_probs = logits.log_softmax(-1)
-    if sampling.temperature == 0:
-        token = log_probs.argmax(-1)
-    else:
-        if sampling.top_p < 1:
-            log_probs = _nucleus(log_probs, sampling.top_p)
-        # Inverse of the cumulative distribution: one random number a row. torch.multinomial draws one for each entry.
-        cumulative = log_probs.exp().cumsum(-1, dtype=draws.dtype)
-        point = draws[:, None] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, point, right=True).squeeze(1)
-    return token, log_probs.gather(1, token[:, None]).squeeze(1)
-
-
-def _nucleus(log_probs: Tensor, top_p: float) -> Tensor:
-    """Renormalised to the smallest set of tokens whose probability reaches `top_p`. [B, V] -> [B, V]."""
-    ordered, index = log_probs.sort(dim=-1, descending=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    ordered = ordered.masked_fill(before >= top_p, float("-inf"))
-    return torch.empty_like(log_probs).scatter(1, index, ordered).log_softmax(-1)

@@ -7,7 +7,8 @@ allocated once and written in place. What it computes is what transformers compu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -41,19 +42,33 @@ def prefill(
         input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
         attention_mask[row, longest - len(prompt) :] = 1
     cache, keyword = DynamicCache(config=network.config), _cache_keyword(student)
-    output = network(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
-        use_cache=True,
-        logits_to_keep=1,
-        **{keyword: cache},
-    )
+    with _contiguous(network.get_output_embeddings()):
+        output = network(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+            **{keyword: cache},
+        )
     logits = output.logits[:, -1].repeat_interleave(copies, dim=0)
     mask = attention_mask.repeat_interleave(copies, dim=0)
     if is_lean(student):
         return LeanSteps(student.base_model, cache, mask, copies, max_new_tokens), logits
     return PlainSteps(network, cache, mask, copies, keyword), logits
+
+
+@contextmanager
+def _contiguous(head: nn.Module) -> Iterator[None]:
+    """Makes the vocabulary projection see whole rows in place of a slice of longer ones.
+
+    Of a slice and a frozen weight, torch's matmul on a CPU makes a copy of that weight for each row.
+    """
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _cache_keyword(student: Student) -> str:
