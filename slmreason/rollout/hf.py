@@ -6,14 +6,16 @@ leaves the batch at once, and the sampler's log-prob of each token is kept witho
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling
+from slmreason.rollout.projections import Projections, fast, folded
 from slmreason.rollout.sampling import sample, uniforms
-from slmreason.rollout.steps import prefill
+from slmreason.rollout.steps import is_lean, prefill
 from slmreason.rollout.worker import EngineError
 from slmreason.student import Student
 
@@ -27,16 +29,20 @@ LOOK_EVERY_ELSEWHERE = 8
 class HFEngine(RolloutEngine):
     """Batched sampling with transformers, prompts sorted by length."""
 
-    def __init__(self, max_sequences: int = 256, max_cache_tokens: int = 131_072) -> None:
+    def __init__(self, max_sequences: int = 256, max_cache_tokens: int = 131_072, fast_weights: bool = True) -> None:
         """
         Args:
             max_sequences: Completions that are decoded side by side.
             max_cache_tokens: Bound on cached tokens (sequences times their longest possible length).
+            fast_weights: Hold the weights in the form that decodes fastest while sampling. On a CPU that takes a copy
+                of large matrices, and float32 adapters take one of the weights they adapt; where that would be more
+                than half of the free memory it is left out, and a warning says so.
         """
         if max_sequences < 1 or max_cache_tokens < 1:
             raise ValueError("rollout: max_sequences and max_cache_tokens must be at least 1")
         self.max_sequences = max_sequences
         self.max_cache_tokens = max_cache_tokens
+        self.fast_weights = fast_weights
 
     def sync(self, student: Student) -> None:
         """Nothing to do: the student's own weights are read."""
@@ -50,8 +56,19 @@ class HFEngine(RolloutEngine):
         sampling: Sampling,
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
-        with student.evaluating(), student.whole():
-            return self._generate(student, prompts, group_size, sampling, progress)
+        if not prompts:
+            return []
+        with student.evaluating(), student.whole(), self._fast(student) as projections:
+            return self._generate(student, prompts, group_size, sampling, projections, progress)
+
+    @contextmanager
+    def _fast(self, student: Student) -> Iterator[Projections | None]:
+        """Within it, the student's weights are in the form that decodes fastest."""
+        if not self.fast_weights:
+            yield None
+            return
+        with folded(student):
+            yield fast(student) if is_lean(student) else None
 
     def _generate(
         self,
@@ -59,6 +76,7 @@ class HFEngine(RolloutEngine):
         prompts: Sequence[Sequence[int]],
         group_size: int,
         sampling: Sampling,
+        projections: Projections | None,
         progress: Progress | None,
     ) -> list[list[Completion]]:
         results: list[list[Completion]] = [[] for _ in prompts]
@@ -66,7 +84,7 @@ class HFEngine(RolloutEngine):
             draws = torch.cat([
                 uniforms(sampling, prompts[i], len(results[i]), copies) for i in chunk
             ])  # fmt: skip
-            completions = decode(student, [prompts[i] for i in chunk], copies, sampling, draws)
+            completions = decode(student, [prompts[i] for i in chunk], copies, sampling, draws, projections)
             for position, index in enumerate(chunk):
                 results[index].extend(completions[position * copies : (position + 1) * copies])
             done = sum(len(results[index]) == group_size for index in chunk)
@@ -98,18 +116,20 @@ def decode(
     copies: int,
     sampling: Sampling,
     draws: Tensor,
+    projections: Projections | None = None,
 ) -> list[Completion]:
     """Decodes `copies` completions of each prompt side by side: `len(prompts) * copies` completions, prompt-major.
 
     Args:
         draws: a uniform number for each completion and step. [completions, max_new_tokens], float64.
+        projections: see `prefill`.
 
     Raises:
         EngineError: logits are NaN or infinite.
     """
     device = student.device
     draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
-    steps, logits = prefill(student, prompts, copies, sampling.max_new_tokens)
+    steps, logits = prefill(student, prompts, copies, sampling.max_new_tokens, projections)
     num_rows = len(prompts) * copies
     rows = torch.arange(num_rows, device=device)  # of the batch as it was, those that are still in it
     alive = torch.ones(num_rows, dtype=torch.bool, device=device)  # of those, the ones that have not stopped

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache
 
+from slmreason.rollout.projections import Projections, plain
 from slmreason.student import Student
 
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
@@ -24,12 +25,17 @@ FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 
 def prefill(
-    student: Student, prompts: Sequence[Sequence[int]], copies: int, max_new_tokens: int
+    student: Student,
+    prompts: Sequence[Sequence[int]],
+    copies: int,
+    max_new_tokens: int,
+    projections: Projections | None = None,
 ) -> tuple[PlainSteps | LeanSteps, Tensor]:
     """Reads prompts and gives what continues them, with the logits of the first new token.
 
     Args:
         copies: rows for each prompt; it is read once.
+        projections: the decoder's products, for the lean steps; those of its modules when not given.
 
     Returns:
         (steps, logits [len(prompts) * copies, vocab])
@@ -54,7 +60,8 @@ def prefill(
     logits = output.logits[:, -1].repeat_interleave(copies, dim=0)
     mask = attention_mask.repeat_interleave(copies, dim=0)
     if is_lean(student):
-        return LeanSteps(student.base_model, cache, mask, copies, max_new_tokens), logits
+        projections = projections or plain(student.base_model)
+        return LeanSteps(student.base_model, projections, cache, mask, copies, max_new_tokens), logits
     return PlainSteps(network, cache, mask, copies, keyword), logits
 
 
@@ -118,15 +125,22 @@ class LeanSteps:
     """The same numbers with a tenth of the Python, for decoders of Llama's shape."""
 
     def __init__(
-        self, model: Any, cache: DynamicCache, attention_mask: Tensor, copies: int, max_new_tokens: int
+        self,
+        model: Any,
+        projections: Projections,
+        cache: DynamicCache,
+        attention_mask: Tensor,
+        copies: int,
+        max_new_tokens: int,
     ) -> None:
         """
         Args:
-            model: the causal language model itself, without peft's wrapper; its projections may be adapters.
+            model: the causal language model itself, without peft's wrapper.
+            projections: its products.
             cache: of the prompts, one row each.
             attention_mask: [rows, prompt tokens], int64.
         """
-        self._decoder, self._head = model.model, model.lm_head
+        self._decoder, self._projections = model.model, projections
         rows, self._length = attention_mask.shape
         room = self._length + max_new_tokens
         self._keys: list[Tensor] = []
@@ -154,30 +168,30 @@ class LeanSteps:
         hidden = self._decoder.embed_tokens(tokens)
         for index, layer in enumerate(self._decoder.layers):
             hidden = hidden + self._attend(index, layer.self_attn, _norm(layer.input_layernorm, hidden), cos, sin, seen)
-            inner = _norm(layer.post_attention_layernorm, hidden)
-            mlp = layer.mlp
-            hidden = hidden + mlp.down_proj(functional.silu(mlp.gate_proj(inner)) * mlp.up_proj(inner))
+            products = self._projections.layers[index]
+            gate, up = products.gate_up(_norm(layer.post_attention_layernorm, hidden))
+            hidden = hidden + products.down(functional.silu(gate) * up)
         self._length += 1
         self._positions += 1
-        return self._head(_norm(self._decoder.norm, hidden))  # type: ignore[no-any-return]
+        return self._projections.head(_norm(self._decoder.norm, hidden))
 
     def _attend(
         self, index: int, attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None
     ) -> Tensor:
         rows, size = len(hidden), attention.head_dim
-        query = attention.q_proj(hidden).view(rows, -1, size)
-        key = attention.k_proj(hidden).view(rows, -1, size)
+        products = self._projections.layers[index]
+        query, key, value = (part.reshape(rows, -1, size) for part in products.qkv(hidden))
         if hasattr(attention, "q_norm"):
             query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
         keys, values = self._keys[index], self._values[index]
         turned = _rotate(torch.cat([query, key], dim=1), cos, sin)
         keys[:, :, self._length] = turned[:, query.shape[1] :]
-        values[:, :, self._length] = attention.v_proj(hidden).view(rows, -1, size)
+        values[:, :, self._length] = value
         # The queries of the heads that share keys stand where a sequence's would: no key is repeated.
         grouped = turned[:, : query.shape[1]].unflatten(1, (keys.shape[1], -1))
         upto = self._length + 1
         found = _attention(grouped, keys[:, :, :upto], values[:, :, :upto], seen, attention.scaling)
-        return attention.o_proj(found.flatten(1))  # type: ignore[no-any-return]
+        return products.out(found.flatten(1))
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these, which stand in that order then.
