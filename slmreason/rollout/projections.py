@@ -1,14 +1,14 @@
 """A decoder's matrix products in the form that decodes fastest while nothing is trained.
 
-| where | form | why |
-|---|---|---|
-| float32 | adapters folded into the weights, which are put back after | nothing is rounded away, nothing is left to add |
-| half precision, autocast | adapters beside the weights, those with one input in one product | folded in, small updates are rounded away: the sampler would be another policy |
-| GPU | q, k, v in one product; gate and up too: views of one tensor, no copy | a step is launches of kernels |
-| CPU, large matrices | a copy in the order in which the processor reads them | else each product puts them in that order again |
+- In float32, adapters are folded into the weights, which are put back after: nothing is rounded away.
+- In half precision and under autocast they stay beside the weights, those with one input in one product. Folded in,
+  small updates would be rounded away, and the sampler would be another policy than the one that is trained.
+- On a GPU a step is launches of kernels: q, k and v are one product, gate and up another, on views of one tensor.
+- On a CPU each product first puts its weight in the order in which the processor reads it: large ones have a copy in
+  that order.
 
 What is sharded, quantised or adapted in another way is called as it is.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
