@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling
-from slmreason.rollout.projections import Projections, fast, folded
+from slmreason.rollout.projections import Projections, fast, folded, free_bytes
 from slmreason.rollout.sampling import sample, uniforms
 from slmreason.rollout.steps import is_lean, prefill
 from slmreason.rollout.worker import EngineError
-from slmreason.student import Student
+from slmreason.student import PLAIN_ATTENTION, Student
 
+LIMITS = 256, 131_072
+"""Completions side by side, and cached tokens."""
+LIMITS_GPU = 1024, 1 << 20
+"""The same on a GPU that has the room."""
 SHRINK = 0.05
 """Finished rows leave the batch when they are at least this share of it."""
 LOOK_EVERY = {"cpu": 1}
@@ -29,20 +33,30 @@ LOOK_EVERY_ELSEWHERE = 8
 class HFEngine(RolloutEngine):
     """Batched sampling with transformers, prompts sorted by length."""
 
-    def __init__(self, max_sequences: int = 256, max_cache_tokens: int = 131_072, fast_weights: bool = True) -> None:
+    def __init__(
+        self,
+        max_sequences: int | None = None,
+        max_cache_tokens: int | None = None,
+        fast_weights: bool = True,
+        cuda_graphs: bool = False,
+    ) -> None:
         """
         Args:
-            max_sequences: Completions that are decoded side by side.
-            max_cache_tokens: Bound on cached tokens (sequences times their longest possible length).
+            max_sequences: Completions that are decoded side by side. When not given 256, and on a GPU 1,024 or what
+                its free memory holds.
+            max_cache_tokens: Bound on cached tokens (sequences times their longest possible length). When not given
+                131,072, and on a GPU 1,048,576 or what its free memory holds.
             fast_weights: Hold the weights in the form that decodes fastest while sampling. On a CPU that takes a copy
                 of large matrices, and float32 adapters take one of the weights they adapt; where that would be more
                 than half of the free memory it is left out, and a warning says so.
+            cuda_graphs: On a GPU, record decoding steps and replay them, for models of the kinds llama, mistral, qwen2
+                and qwen3. Not yet measured on a GPU.
         """
-        if max_sequences < 1 or max_cache_tokens < 1:
+        if any(bound is not None and bound < 1 for bound in (max_sequences, max_cache_tokens)):
             raise ValueError("rollout: max_sequences and max_cache_tokens must be at least 1")
         self.max_sequences = max_sequences
         self.max_cache_tokens = max_cache_tokens
-        self.fast_weights = fast_weights
+        self.fast_weights, self.cuda_graphs = fast_weights, cuda_graphs
 
     def sync(self, student: Student) -> None:
         """Nothing to do: the student's own weights are read."""
@@ -58,6 +72,11 @@ class HFEngine(RolloutEngine):
     ) -> list[list[Completion]]:
         if not prompts:
             return []
+        if self.cuda_graphs and not (student.device.type == "cuda" and is_lean(student)):
+            raise EngineError(
+                f"rollout.cuda_graphs: steps are recorded on a CUDA device, for {', '.join(PLAIN_ATTENTION)} with "
+                f"sdpa; the student is a {student.base_model.config.model_type} on {student.device.type}"
+            )
         with student.evaluating(), student.whole(), self._fast(student) as projections:
             return self._generate(student, prompts, group_size, sampling, projections, progress)
 
@@ -80,11 +99,14 @@ class HFEngine(RolloutEngine):
         progress: Progress | None,
     ) -> list[list[Completion]]:
         results: list[list[Completion]] = [[] for _ in prompts]
-        for chunk, copies in self._plan([len(prompt) for prompt in prompts], group_size, sampling.max_new_tokens):
+        lengths = [len(prompt) for prompt in prompts]
+        for chunk, copies in self._plan(lengths, group_size, sampling.max_new_tokens, self._limits(student)):
             draws = torch.cat([
                 uniforms(sampling, prompts[i], len(results[i]), copies) for i in chunk
             ])  # fmt: skip
-            completions = decode(student, [prompts[i] for i in chunk], copies, sampling, draws, projections)
+            completions = decode(
+                student, [prompts[i] for i in chunk], copies, sampling, draws, projections, self.cuda_graphs
+            )
             for position, index in enumerate(chunk):
                 results[index].extend(completions[position * copies : (position + 1) * copies])
             done = sum(len(results[index]) == group_size for index in chunk)
@@ -92,13 +114,23 @@ class HFEngine(RolloutEngine):
                 progress(done)
         return results
 
-    def _plan(self, lengths: list[int], group_size: int, max_new_tokens: int) -> list[tuple[list[int], int]]:
+    def _limits(self, student: Student) -> tuple[int, int]:
+        """(completions side by side, cached tokens)"""
+        sequences, tokens = LIMITS
+        if student.device.type == "cuda":
+            sequences, tokens = limits_within(free_bytes(student.device) or 0, *bytes_of(student))
+        return self.max_sequences or sequences, self.max_cache_tokens or tokens
+
+    def _plan(
+        self, lengths: list[int], group_size: int, max_new_tokens: int, limits: tuple[int, int]
+    ) -> list[tuple[list[int], int]]:
         """Chunks of prompts of similar length, longest first, with the completions a prompt has in the chunk."""
+        max_sequences, max_cache_tokens = limits
         chunks: list[tuple[list[int], int]] = []
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         while order:
             longest = lengths[order[0]] + max_new_tokens
-            room = max(1, min(self.max_sequences, self.max_cache_tokens // longest))
+            room = max(1, min(max_sequences, max_cache_tokens // longest))
             if group_size <= room:
                 take = room // group_size
                 chunks.append((order[:take], group_size))
@@ -110,6 +142,24 @@ class HFEngine(RolloutEngine):
         return chunks
 
 
+def bytes_of(student: Student) -> tuple[int, int]:
+    """(of a token in the cache, of a row's logits with what sampling makes of them)"""
+    config = student.base_model.config.get_text_config()
+    weight = next(student.base_model.parameters())
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * size
+    return cached * weight.element_size(), config.vocab_size * (weight.element_size() + 12)
+
+
+def limits_within(free: int, token_bytes: int, row_bytes: int) -> tuple[int, int]:
+    """(completions side by side, cached tokens) that a GPU has the room for.
+
+    The cache gets half of the free memory, logits a quarter; the rest is for prompts while they are read.
+    """
+    sequences, tokens = LIMITS_GPU
+    return max(1, min(sequences, free // 4 // row_bytes)), max(1, min(tokens, free // 2 // token_bytes))
+
+
 def decode(
     student: Student,
     prompts: Sequence[Sequence[int]],
@@ -117,19 +167,20 @@ def decode(
     sampling: Sampling,
     draws: Tensor,
     projections: Projections | None = None,
+    cuda_graphs: bool = False,
 ) -> list[Completion]:
     """Decodes `copies` completions of each prompt side by side: `len(prompts) * copies` completions, prompt-major.
 
     Args:
         draws: a uniform number for each completion and step. [completions, max_new_tokens], float64.
-        projections: see `prefill`.
+        projections, cuda_graphs: see `prefill`.
 
     Raises:
         EngineError: logits are NaN or infinite.
     """
     device = student.device
     draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
-    steps, logits = prefill(student, prompts, copies, sampling.max_new_tokens, projections)
+    steps, logits = prefill(student, prompts, copies, sampling.max_new_tokens, projections, cuda_graphs)
     num_rows = len(prompts) * copies
     rows = torch.arange(num_rows, device=device)  # of the batch as it was, those that are still in it
     alive = torch.ones(num_rows, dtype=torch.bool, device=device)  # of those, the ones that have not stopped
