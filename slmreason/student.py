@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from slmreason import weights
+from slmreason.attention import VARLEN, packing_arguments
 from slmreason.batching import PackedBatch
 from slmreason.chat import Chat
 from slmreason.distributed import barrier, is_first
@@ -82,7 +83,8 @@ class Student(nn.Module):
             system_prompt: Text of a system message before each question.
             instruction: Text put after each question, on a line of its own; empty for none.
             chat_template: Path of a jinja file that replaces the tokenizer's template.
-            attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; transformers chooses when not given.
+            attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; transformers chooses when not given. With
+                `varlen` packed sequences need no mask (PyTorch's kernel), and targets share no prompt in training.
             gradient_checkpointing: Recompute activations in the backward pass to save memory.
             trust_remote_code: Run code that comes with the model. Off unless you know the repository.
 
@@ -117,6 +119,11 @@ class Student(nn.Module):
             enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
         self.lora = lora
+        if attn_implementation == VARLEN and not _attends_plainly(network.config):
+            raise ValueError(
+                f"student.attn_implementation: varlen serves {', '.join(PLAIN_ATTENTION)} with full attention, not "
+                f"{network.config.model_type}"
+            )
         self.network: PreTrainedModel = _with_adapters(network, lora, gradient_checkpointing) if lora else network
         self._reference: FrozenWeights | None = None
         self.eval()
@@ -189,10 +196,12 @@ class Student(nn.Module):
         if self.network.config._attn_implementation.startswith("flash"):
             # transformers tells sequences apart by their positions in a single row only; padding is a sequence too.
             ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
+        apart: dict[str, Any] = {"attention_mask": batch.attention_mask}
+        if self.network.config._attn_implementation == VARLEN:
+            apart = packing_arguments(positions)
         with _scoring(head, batch, temperature, with_entropy, with_ranks) if fused else _project_only(head, batch):
             output = self.network(
-                input_ids=ids, attention_mask=batch.attention_mask, position_ids=positions,
-                use_cache=False,
+                input_ids=ids, position_ids=positions, use_cache=False, **apart,
             ).logits  # fmt: skip
         if not fused:
             return TokenScores(*scores_of_logits(output[0], batch.target_ids, temperature, with_entropy, with_ranks))
@@ -212,8 +221,7 @@ class Student(nn.Module):
     def shares_prompts(self) -> bool:
         """Whether targets with one prompt may lie behind it in one row, told apart by a mask of ours."""
         config = self.base_model.config
-        full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        return config.model_type in PLAIN_ATTENTION and full and config._attn_implementation == "sdpa"
+        return _attends_plainly(config) and config._attn_implementation == "sdpa"
 
     def forward(self, batch: PackedBatch, temperature: float = 1.0, with_entropy: bool = False) -> TokenScores:
         return self.score(batch, temperature, with_entropy)
@@ -321,6 +329,12 @@ class Student(nn.Module):
         if is_first():
             write_folder(Path(folder), fill)
         barrier()
+
+
+def _attends_plainly(config: Any) -> bool:
+    """Whether layers attend to all tokens before, told apart by a mask or by position ids alone."""
+    full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    return config.model_type in PLAIN_ATTENTION and full
 
 
 def resolve_model(model: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from slmreason.attention import VARLEN
 from slmreason.rollout.lean import LeanSteps, StaticSteps
 from slmreason.rollout.projections import Projections, plain
 from slmreason.student import Student
@@ -109,7 +110,8 @@ def is_lean(student: Student) -> bool:
     """Whether `LeanSteps` knows the layers of this student."""
     config = student.base_model.config
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    return student.shares_prompts and rope in FIXED_ROPE and config.hidden_act == "silu"
+    attends = student.shares_prompts or config._attn_implementation == VARLEN
+    return attends and rope in FIXED_ROPE and config.hidden_act == "silu"
 
 
 class PlainSteps:
