@@ -181,7 +181,7 @@ def _together(modules: Sequence[nn.Module], packs: bool) -> Callable[[Tensor], S
 
 def _product(modules: Sequence[nn.Module], packs: bool) -> Product | None:
     """One product in place of several modules' with one input; None where the modules are best called as they are."""
-    bases = [module.get_base_layer() if hasattr(module, "get_base_layer") else module for module in modules]
+    bases: list[Any] = [getattr(module, "get_base_layer", lambda it=module: it)() for module in modules]
     adapted = [module for module in modules if hasattr(module, "get_base_layer")]
     if not all(type(base) is nn.Linear for base in bases) or not all(_is_plain_lora(module) for module in adapted):
         return None

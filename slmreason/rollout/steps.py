@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +80,9 @@ def _joined(caches: list[DynamicCache]) -> DynamicCache:
     """One cache of the prompts of several, which were padded to one length. They are emptied."""
     first, *others = caches
     if others:
-        for index, layer in enumerate(first.layers):
-            same = [cache.layers[index] for cache in caches]
+        for index in range(len(first.layers)):
+            same: list[Any] = [cache.layers[index] for cache in caches]
+            layer = same[0]
             layer.keys = torch.cat([each.keys for each in same])
             layer.values = torch.cat([each.values for each in same])
             for each in same[1:]:
