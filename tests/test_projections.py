@@ -172,7 +172,8 @@ def test_weights_side_by_side_keep_their_values_and_follow_their_parameters(tmp_
     modules = nn.ModuleList([nn.Linear(8, 4), nn.Linear(8, 2), nn.Linear(8, 6)])
     weights = [module.weight for module in modules]
     before = [weight.detach().clone() for weight in weights]
-    whole = side_by_side(weights)
+    with torch.inference_mode():
+        whole = side_by_side(weights)
     assert torch.equal(whole, torch.cat(before))
     assert side_by_side(weights).data_ptr() == whole.data_ptr()  # nothing moves a second time
     optimizer = torch.optim.AdamW(modules.parameters(), lr=0.1)

@@ -147,7 +147,8 @@ def bytes_of(student: Student) -> tuple[int, int]:
     config = student.base_model.config.get_text_config()
     weight = next(student.base_model.parameters())
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * size
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    cached = 2 * config.num_hidden_layers * heads * size
     return cached * weight.element_size(), config.vocab_size * (weight.element_size() + 12)
 
 

@@ -210,7 +210,8 @@ def side_by_side(weights: Sequence[nn.Parameter]) -> Tensor:
     if len(weights) == 1:
         return weights[0].data
     if not _lie_side_by_side(weights):
-        whole = torch.cat([weight.data for weight in weights])
+        with torch.inference_mode(False):  # what it makes could never be trained again
+            whole = torch.cat([weight.data for weight in weights])
         for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
             weight.data = part
     first = weights[0].data
