@@ -59,6 +59,7 @@ def theirs(student: Student, rows: int, tokens: int) -> Callable[[], Sequence[fl
     longest = max(map(len, prompts))
     padded = [(student.pad_token_id,) * (longest - len(prompt)) + prompt for prompt in prompts]
     seen = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    network: Any = student.network
     inputs = {
         "input_ids": torch.tensor(padded).to(student.device),
         "attention_mask": torch.tensor(seen).to(student.device),
@@ -66,7 +67,7 @@ def theirs(student: Student, rows: int, tokens: int) -> Callable[[], Sequence[fl
 
     def turn() -> Sequence[float]:
         began = time.perf_counter()
-        student.network.generate(  # type: ignore[operator]
+        network.generate(
             **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=tokens, min_new_tokens=tokens
         )
         return [rows * tokens / _since(began)]
@@ -95,9 +96,9 @@ def floor(student: Student) -> float:
         began = time.perf_counter()
         left @ right
         best = min(best, _since(began))
-    matrices = {id(p): p.numel() for p in student.base_model.parameters() if p.ndim == 2}
-    tied = student.base_model.get_output_embeddings().weight is student.base_model.get_input_embeddings().weight
-    products = sum(matrices.values()) - (0 if tied else student.base_model.get_input_embeddings().weight.numel())
+    model: Any = student.base_model
+    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    products = sum(p.numel() for p in model.parameters() if p.ndim == 2) - (0 if inputs is outputs else inputs.numel())
     return 2 * 2048**3 / best / (2 * products)
 
 
@@ -131,8 +132,8 @@ def main() -> None:
         student = EndlessStudent(str(folder), dtype=options.dtype, lora=lora)
         student.to(options.device)
         for count in options.rows:
-            sides = {side: side_of(side, student, count, options.tokens) for side in options.sides}
-            found = alternate(sides, options.rounds)
+            turns = {side: side_of(side, student, count, options.tokens) for side in options.sides}
+            found = alternate(turns, options.rounds)
             setting = {"student": options.student, "dtype": options.dtype, "lora": rank, "rows": count,
                        "tokens": options.tokens, "load": os.getloadavg()[0], "floor": floor(student)}  # fmt: skip
             rows.append({**setting, **compared(found, more_is_better=True)})

@@ -55,19 +55,21 @@ def varlen_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return found, None
-    flat = [heads.transpose(1, 2).flatten(0, 1) for heads in (query, key, value)]  # [R L, heads, size]
+    flat_query, flat_key, flat_value = (heads.transpose(1, 2).flatten(0, 1) for heads in (query, key, value))
     kernel = _by_kernel if query.device.type == "cuda" and query.dtype != torch.float32 else _one_by_one
-    found = kernel(*flat, cu_seq_lens_q, max_length_q, scaling)
+    found = kernel(flat_query, flat_key, flat_value, cu_seq_lens_q, max_length_q, scaling)  # [R L, heads, size]
     return found.unflatten(0, (query.shape[0], query.shape[2])), None
 
 
 def _by_kernel(query: Tensor, key: Tensor, value: Tensor, edges: Tensor, longest: int, scaling: float | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(  # type: ignore[no-any-return]
+    found = varlen_attn(
         query, key, value, edges, edges, longest, longest, scale=scaling, window_size=(-1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
+    assert isinstance(found, Tensor)  # a pair only where the log of the sums is asked for
+    return found
 
 
 def _one_by_one(
@@ -75,13 +77,12 @@ def _one_by_one(
 ) -> Tensor:
     lengths = edges.diff().tolist()
     group = query.shape[1] // key.shape[1]
-    whole = (query, *(heads.repeat_interleave(group, dim=1) for heads in (key, value)))
-    found = [
-        functional.scaled_dot_product_attention(
-            *(heads.transpose(0, 1)[None] for heads in part), is_causal=True, scale=scaling
-        )[0].transpose(0, 1)
-        for part in zip(*(heads.split(lengths) for heads in whole), strict=True)
-    ]
+    whole = (query, key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1))
+    found: list[Tensor] = []
+    for part in zip(*(heads.split(lengths) for heads in whole), strict=True):
+        q, k, v = (heads.transpose(0, 1)[None] for heads in part)  # [1, heads, length, size]
+        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+        found.append(attended[0].transpose(0, 1))
     return torch.cat(found)
 
 
