@@ -47,8 +47,8 @@ class HFEngine(RolloutEngine):
             max_cache_tokens: Bound on cached tokens (sequences times their longest possible length). When not given
                 131,072, and on a GPU 1,048,576 or what its free memory holds.
             fast_weights: Hold the weights in the form that decodes fastest while sampling. On a CPU that takes a copy
-                of large matrices, and float32 adapters take one of the weights they adapt; where that would be more
-                than half of the free memory it is left out, and a warning says so.
+                of large matrices (for 32 tokens or more), and float32 adapters take one of the weights they adapt;
+                where that would be more than half of the free memory it is left out, and a warning says so.
             cuda_graphs: On a GPU, record decoding steps and replay them, for models of the kinds llama, mistral, qwen2
                 and qwen3. Not yet measured on a GPU.
         """
@@ -77,17 +77,17 @@ class HFEngine(RolloutEngine):
                 f"rollout.cuda_graphs: steps are recorded on a CUDA device, for {', '.join(PLAIN_ATTENTION)} with "
                 f"sdpa; the student is a {student.base_model.config.model_type} on {student.device.type}"
             )
-        with student.evaluating(), student.whole(), self._fast(student) as projections:
+        with student.evaluating(), student.whole(), self._fast(student, sampling.max_new_tokens) as projections:
             return self._generate(student, prompts, group_size, sampling, projections, progress)
 
     @contextmanager
-    def _fast(self, student: Student) -> Iterator[Projections | None]:
-        """Within it, the student's weights are in the form that decodes fastest."""
+    def _fast(self, student: Student, steps: int) -> Iterator[Projections | None]:
+        """Within it, the student's weights are in the form that decodes that many steps fastest."""
         if not self.fast_weights:
             yield None
             return
         with folded(student):
-            yield fast(student) if is_lean(student) else None
+            yield fast(student, steps) if is_lean(student) else None
 
     def _generate(
         self,
