@@ -70,20 +70,20 @@ class HFEngine(RolloutEngine):
         sampling: Sampling,
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
-        if not prompts:
-            return []
         if self.cuda_graphs and not (student.device.type == "cuda" and is_lean(student)):
             raise EngineError(
                 f"rollout.cuda_graphs: steps are recorded on a CUDA device, for {', '.join(PLAIN_ATTENTION)} with "
                 f"sdpa; the student is a {student.base_model.config.model_type} on {student.device.type}"
             )
-        with student.evaluating(), student.whole(), self._fast(student, sampling.max_new_tokens) as projections:
+        steps = sampling.max_new_tokens if prompts else 0
+        # A process without prompts gathers weights too: others wait for it.
+        with student.evaluating(), student.whole(), self._fast(student, steps) as projections:
             return self._generate(student, prompts, group_size, sampling, projections, progress)
 
     @contextmanager
     def _fast(self, student: Student, steps: int) -> Iterator[Projections | None]:
         """Within it, the student's weights are in the form that decodes that many steps fastest."""
-        if not self.fast_weights:
+        if not self.fast_weights or steps == 0:
             yield None
             return
         with folded(student):
