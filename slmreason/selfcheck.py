@@ -101,8 +101,14 @@ def first_right(
     """Tries one way after another until one gives the right log-probs.
 
     Returns:
-        (that way, or None; those that were tried before it and were off).
+        (that way, or None; those that were tried before it and were off). Where the reference itself is not finite,
+        the weights are broken and say nothing of the ways: the first one is taken.
     """
+    if not all(bool(log_probs.isfinite().all()) for log_probs in theirs):
+        log.warning(
+            "student.model: log-probs of a plain forward pass are not finite, so nothing can be compared with them"
+        )
+        return ways[0], []
     off: list[Trial[W]] = []
     for way in ways:
         try:

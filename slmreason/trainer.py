@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import lightning as L
@@ -114,9 +115,11 @@ def try_trainers(
             path=Path, state=lambda _: {}, saved=lambda: None, every_n_steps=None, every_minutes=None
         )
         ours = [StageProgressBar(Place(1, str(module.stage)), 1), TrainingHealth(), keep]
-        stage_dir = run_dir / "round-01" / str(module.stage)
         try:
-            build_trainer(fresh_config, module, stage_dir, int(module.epochs), ours, None)  # type: ignore[arg-type]
+            # Loggers make their folders at once: in the run's own, it would count as taken.
+            with TemporaryDirectory() as elsewhere:
+                stage_dir = Path(elsewhere) / run_dir.name / "round-01" / str(module.stage)
+                build_trainer(fresh_config, module, stage_dir, int(module.epochs), ours, None)  # type: ignore[arg-type]
         except (ValueError, TypeError, RuntimeError, MisconfigurationException, OSError, ImportError) as error:
             raise ValueError(f"trainer: the Trainer of {module.stage} cannot be made: {error}") from error
 

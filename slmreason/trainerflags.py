@@ -178,10 +178,13 @@ def check_loggers(loggers: Sequence[Any]) -> None:
         if isinstance(folder, str | Path) and folder and "://" not in str(folder):
             name = f"trainer.logger: save_dir of {type(logger).__name__}"
             checked_folder(name, str(Path(folder) / "x"))  # what is written has a name of its own: `.` is fine here
+            new = [each for each in (Path(folder), *Path(folder).parents) if not each.exists()]
             try:
                 Path(folder).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ValueError(f"{name}: {folder} cannot be made ({error.strerror})") from error
+            for each in new:  # within the run's own folder, it would count as taken
+                each.rmdir()
 
 
 def _is_foreign(callback: Callback) -> bool:

@@ -383,7 +383,7 @@ def test_a_single_prompt_that_is_forbidden_does_not_end_the_run(make: Make) -> N
 def test_a_file_that_cannot_be_written_is_an_error_before_anything_is_asked(make: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with ScriptedServer(one_word) as server:
-        with pytest.raises(OSError, match="file"):
+        with pytest.raises(ValueError, match="teacher.answers: .* is a file; a folder is needed there"):
             make(server, answers=str(tmp_path / "file" / "answers.jsonl")).solve(PROBLEMS[:2])
         assert server.attempts == 0
 

@@ -61,7 +61,7 @@ BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "blank answer": (row(answer=" \n"), "empty answer"),
     "empty list of answers": (row(answer=[]), "empty answer"),
     "nothing after the marks": (row(answer="1 + 2 = 3 ####"), "empty answer"),
-    "nothing in the box": (row(answer=r"\boxed{}"), "empty answer"),
+    "nothing in the box": (row(answer=r"\boxed{}"), "the box in the answer cannot be read: it is empty"),
     "null question": (row(question=None), f"column {QUESTION!r} must be a text: it is null"),
     "null answer": (row(answer=None), "answer must be a text or a number: it is null"),
     "number for a question": (row(question=7), f"column {QUESTION!r} must be a text: it is a number"),

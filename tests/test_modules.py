@@ -313,7 +313,7 @@ def test_a_step_without_an_update_does_not_show_the_loss_of_the_step_before(stud
         def on_train_batch_start(self, trainer: Any, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
             pl_module.log("mine", float(batch_idx), batch_size=1, on_step=True, on_epoch=False)
 
-    module = GRPOModule(student, HFEngine(), FirstStepAlone(), group_size=8, max_completion_tokens=8,
+    module = GRPOModule(student, HFEngine(), FirstStepAlone(), group_size=8, max_completion_tokens=120,
                         mask_truncated=False)  # fmt: skip
     loader = Prompts([make_problems("chain", "train", 1), make_problems("chain", "train", 1)])
     recorder = RecordRollouts(Ledger(None), Place(1, "grpo"))

@@ -187,7 +187,7 @@ def _box(text: str) -> str | None:
         return content
     boxed = last_boxed(text)
     if boxed is None:
-        raise ValueError("the box in the answer cannot be read: its brace never closes, or nothing follows it")
+        raise ValueError("the box in the answer cannot be read: it is empty, or its brace never closes")
     return boxed
 
 
