@@ -22,13 +22,13 @@ from benchmarks.common import Stopwatch, model_folder, quiet, save
 from benchmarks.grpo import Ours, Setting
 from slmreason.batching import PackedBatch
 from slmreason.modules.grpo import GRPOModule
-from slmreason.rollout import hf, steps
+from slmreason.rollout import hf, lean
 from slmreason.student import Student
 
 PARTS: dict[str, tuple[Any, str]] = {
     "prefill": (hf, "prefill"),
-    "decode": (steps.LeanSteps, "step"),
-    "drop finished rows": (steps.LeanSteps, "keep"),
+    "decode": (lean.LeanSteps, "step"),
+    "drop finished rows": (lean.LeanSteps, "keep"),
     "sample": (hf, "sample"),
     "random numbers": (hf, "uniforms"),
     "forward": (Student, "score"),
@@ -89,21 +89,21 @@ def main() -> None:
         ours = Ours(folder, Setting(options.tokens, False, options.steps), Stopwatch)
         ours()
         counts: Counter[str] = Counter()
-        score, step = Student.score, steps.LeanSteps.step
+        score, step = Student.score, lean.LeanSteps.step
 
         def counted_score(self: Student, batch: PackedBatch, *args: Any, **more: Any) -> Any:
             counts["trained"] += batch.input_ids.numel()
             return score(self, batch, *args, **more)
 
-        def counted_step(self: steps.LeanSteps, tokens: torch.Tensor) -> torch.Tensor:
+        def counted_step(self: lean.LeanSteps, tokens: torch.Tensor) -> torch.Tensor:
             counts["decoded"] += len(tokens)
             return step(self, tokens)
 
-        Student.score, steps.LeanSteps.step = counted_score, counted_step  # type: ignore[method-assign]
+        Student.score, lean.LeanSteps.step = counted_score, counted_step  # type: ignore[method-assign]
         seconds, end = timed_parts()
         whole = sum(ours()) * options.steps / (options.steps - 1)
         end()
-        Student.score, steps.LeanSteps.step = score, step  # type: ignore[method-assign]
+        Student.score, lean.LeanSteps.step = score, step  # type: ignore[method-assign]
         weights = sum(p.numel() for p in ours.student.parameters())
     floor = weights * (2 * counts["decoded"] + 6 * counts["trained"]) / flops_per_second()
     table = {

@@ -7,6 +7,7 @@ gradient as much again. Here they are made a chunk of tokens at a time and dropp
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 CHUNK_ELEMENTS = 1 << 24
-"""Logits that are held at once, over all tokens of a chunk: 64 MiB in float32."""
+"""Logits that are held at once on a CPU, over all tokens of a chunk: 64 MiB in float32."""
+CHUNK_ELEMENTS_ELSEWHERE = 1 << 26
+"""The same on a GPU, whose kernels want larger chunks: 256 MiB in float32, and up to four times as much in all."""
 
 
 def token_scores(
@@ -28,6 +31,8 @@ def token_scores(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """log softmax(hidden W^T + b)[target] of each token, in float32, with the gradient for hidden, W and b.
 
+    Under autocast the products are in its dtype, in the backward pass as in the forward pass.
+
     Args:
         hidden: [N, hidden]
         weight: [vocab, hidden]
@@ -38,10 +43,15 @@ def token_scores(
         (log-probs [N], entropy in nats [N], ranks [N] with 1 for the most likely token); the latter two carry no
         gradient and are None when not asked for.
     """
-    if hidden.shape[0] * weight.shape[0] <= CHUNK_ELEMENTS:
+    dtype = compute_dtype(weight)
+    if hidden.shape[0] * weight.shape[0] <= _chunk_elements(weight) and not _has_wide_products(
+        weight.device.type, dtype
+    ):
         logits = functional.linear(hidden, weight, bias)
         return scores_of_logits(logits, targets, temperature, with_entropy, with_ranks)
-    log_probs, *others = _ChunkedScores.apply(hidden, weight, bias, targets, temperature, with_entropy, with_ranks)
+    log_probs, *others = _ChunkedScores.apply(
+        hidden, weight, bias, targets, temperature, with_entropy, with_ranks, dtype
+    )
     entropy = others.pop(0) if with_entropy else None
     return log_probs, entropy, others.pop(0) if with_ranks else None
 
@@ -64,89 +74,148 @@ def scores_of_logits(
     return log_probs, entropy, ranks
 
 
-def _scores_of_chunk(
-    logits: Tensor, targets: Tensor, with_entropy: bool, with_ranks: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(log-probs, log of the partition sum, entropy, ranks) of a chunk's tempered logits. [N, vocab] -> [N] each."""
-    log_z = logits.logsumexp(dim=-1)
-    chosen = logits.gather(1, targets[:, None]).squeeze(1)
-    entropy = log_z - ((logits - log_z[:, None]).exp_() * logits).sum(dim=-1) if with_entropy else None
-    ranks = (logits > chosen[:, None]).sum(dim=-1) + 1 if with_ranks else None
-    return chosen - log_z, log_z, entropy, ranks
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype of products with a weight: autocast's within it, else the weight's own."""
+    device = weight.device.type
+    if weight.dtype.is_floating_point and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """hidden W^T + b in float32; of half precision on a GPU not rounded in between. [N, hidden] -> [N, vocab]
+
+    Args:
+        hidden, weight, bias: of one dtype.
+    """
+    if not _has_wide_products(weight.device.type, weight.dtype):
+        return functional.linear(hidden, weight, bias).float()
+    logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)  # type: ignore[call-overload]
+    return logits if bias is None else logits.add_(bias)  # type: ignore[no-any-return]
 
 
 class _ChunkedScores(torch.autograd.Function):
     """`token_scores` a chunk of tokens at a time, forward and backward.
 
-    With a frozen head the gradient for the hidden states is made in the forward pass, which saves a projection.
+    With a frozen head the gradient for the hidden states is made in the forward pass, which saves a projection. What
+    is cast is cast once a pass, and autocast is off within: it would cast the whole weight for each chunk.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float,
-        with_entropy: bool, with_ranks: bool,
+        with_entropy: bool, with_ranks: bool, dtype: torch.dtype,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         at_once = needs_hidden and not (needs_weight or needs_bias)
         parts: list[tuple[Tensor, ...]] = []
         slopes: list[Tensor] = []
-        log_zs: list[Tensor] = []
-        for rows in _chunks(hidden, weight):
-            logits = functional.linear(hidden[rows], weight, bias).float().div_(temperature)
-            log_probs, log_z, *others = _scores_of_chunk(logits, targets[rows], with_entropy, with_ranks)
-            parts.append((log_probs, *(other for other in others if other is not None)))
-            log_zs.append(log_z)
+        with torch.autocast(weight.device.type, enabled=False):
+            narrow = _cast(dtype, hidden, weight, bias)
+            for rows in _chunks(hidden, weight):
+                every = _tempered(narrow, rows, temperature).log_softmax(dim=-1)
+                log_probs = every.gather(1, targets[rows, None])
+                found = [log_probs.squeeze(1)]
+                ranks = (every > log_probs).sum(dim=-1) + 1 if with_ranks else None
+                if with_entropy:
+                    shares = every.exp()
+                    found.append(torch.linalg.vecdot(shares, every).neg_())
+                elif at_once:
+                    shares = every.exp_()
+                if ranks is not None:
+                    found.append(ranks)
+                parts.append(tuple(found))
+                if at_once:
+                    slopes.append(_falls(shares, targets[rows]).to(dtype) @ narrow[1])
+            found_all = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+            ctx.temperature, ctx.dtype, ctx.has_bias, ctx.at_once = temperature, dtype, bias is not None, at_once
             if at_once:
-                slopes.append(_slope(logits, log_z, targets[rows], temperature).to(weight.dtype) @ weight)
-        found = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        ctx.temperature, ctx.has_bias, ctx.at_once = temperature, bias is not None, at_once
-        kept = (
-            [torch.cat(slopes)]
-            if at_once
-            else [hidden, weight, targets, torch.cat(log_zs), *([bias] if bias is not None else [])]
-        )
-        ctx.save_for_backward(*kept)
-        ctx.mark_non_differentiable(*found[1:])
-        return found
+                ctx.save_for_backward(torch.cat(slopes).to(hidden.dtype).div_(-temperature))
+            else:
+                ctx.save_for_backward(hidden, weight, targets, *([bias] if bias is not None else []))
+        ctx.mark_non_differentiable(*found_all[1:])
+        return found_all
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         if ctx.at_once:
             (slopes,) = ctx.saved_tensors
-            return (slopes * grad[:, None].to(slopes.dtype), *[None] * 6)
-        hidden, weight, targets, log_z, *rest = ctx.saved_tensors
+            return (slopes * grad[:, None].to(slopes.dtype), *[None] * 7)
+        hidden, weight, targets, *rest = ctx.saved_tensors
         bias = rest[0] if ctx.has_bias else None
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         for_hidden = torch.empty_like(hidden) if needs_hidden else None
         for_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         for_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
-        for rows in _chunks(hidden, weight):
-            logits = functional.linear(hidden[rows], weight, bias).float().div_(ctx.temperature)
-            slope = _slope(logits, log_z[rows], targets[rows], ctx.temperature).mul_(grad[rows, None])
-            narrow = slope.to(weight.dtype)
-            if for_hidden is not None:
-                for_hidden[rows] = narrow @ weight
-            if for_weight is not None:
-                for_weight.addmm_(narrow.t().float(), hidden[rows].float()) if weight.dtype != torch.float32 else (
-                    for_weight.addmm_(narrow.t(), hidden[rows])
-                )
-            if for_bias is not None:
-                for_bias += slope.sum(0)
+        with torch.autocast(weight.device.type, enabled=False):
+            narrow = _cast(ctx.dtype, hidden, weight, bias)
+            scale = grad.float().div(-ctx.temperature)[:, None]
+            for rows in _chunks(hidden, weight):
+                falls = _falls(_tempered(narrow, rows, ctx.temperature).softmax(dim=-1), targets[rows])
+                if for_bias is not None:
+                    for_bias.addmv_(falls.t(), scale[rows, 0])
+                falls = falls.to(ctx.dtype)
+                if for_hidden is not None:
+                    for_hidden[rows] = ((falls @ narrow[1]).float() * scale[rows]).to(hidden.dtype)
+                if for_weight is not None:
+                    # The scale goes to the small factor: no pass over the large one.
+                    _add_product(for_weight, falls.t(), (hidden[rows].float() * scale[rows]).to(ctx.dtype))
         return (
             for_hidden,
             None if for_weight is None else for_weight.to(weight.dtype),
             None if for_bias is None or bias is None else for_bias.to(bias.dtype),
-            *[None] * 4,
+            *[None] * 5,
         )
 
 
-def _slope(logits: Tensor, log_z: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """d log-prob / d untempered logit, in the place of the tempered logits. [N, vocab]"""
-    slope = logits.sub_(log_z[:, None]).exp_().neg_()
-    slope[torch.arange(len(targets), device=targets.device), targets] += 1
-    return slope.div_(temperature)
+Narrow = tuple[Tensor, Tensor, Tensor | None]
+"""Hidden states, weight and bias in the dtype of the products."""
+
+
+def _cast(dtype: torch.dtype, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Narrow:
+    return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _tempered(narrow: Narrow, rows: slice, temperature: float) -> Tensor:
+    """Logits of some tokens divided by the temperature, float32. [n, vocab]"""
+    hidden, weight, bias = narrow
+    logits = logits_of(hidden[rows], weight, bias)
+    return logits if temperature == 1 else logits.div_(temperature)
+
+
+def _falls(shares: Tensor, targets: Tensor) -> Tensor:
+    """-d log-prob / d tempered logit, in the place of the probabilities. [n, vocab]"""
+    shares[torch.arange(len(targets), device=targets.device), targets] -= 1
+    return shares
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left right, for a float32 total."""
+    if _has_wide_products(left.device.type, left.dtype):
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)  # type: ignore[call-overload]
+    else:  # on a CPU faster in float32: half precision first puts the transposed factor in another order
+        total.addmm_(left.float(), right.float())
+
+
+@cache
+def _has_wide_products(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether products of half precision can be given in float32: on CUDA, from torch 2.11 on."""
+    if device_type != "cuda" or dtype == torch.float32:
+        return False
+    ones = torch.ones(16, 16, device=device_type, dtype=dtype)
+    total = torch.ones(16, 16, device=device_type)
+    try:
+        torch.addmm(total, ones, ones, out_dtype=torch.float32, out=total)  # type: ignore[call-overload]
+        torch.mm(ones, ones, out_dtype=torch.float32)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    return bool((total == 17).all())
+
+
+def _chunk_elements(weight: Tensor) -> int:
+    return CHUNK_ELEMENTS if weight.device.type == "cpu" else CHUNK_ELEMENTS_ELSEWHERE
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+    size = max(1, _chunk_elements(weight) // weight.shape[0])
     return (slice(start, start + size) for start in range(0, len(hidden), size))

@@ -20,6 +20,7 @@ from slmreason.optimizer import HALF
 from slmreason.rollout.engine import RolloutEngine
 from slmreason.rollout.hf import HFEngine
 from slmreason.rollout.vllm import VLLMEngine
+from slmreason.scoring import has_plain_head
 from slmreason.student import Student
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def shape_of(student: Student, precision: str = "32-true") -> Shape:
         width=2 if mixed else student.base_model.dtype.itemsize,
         mixed=mixed,
         checkpointing=bool(student.base_model.is_gradient_checkpointing),
-        plain_head=student._has_plain_head,
+        plain_head=has_plain_head(student.network),
         trains_head=any(p.requires_grad for p in head.parameters()),
     )
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from slmreason.attention import VARLEN, packing_arguments
 from slmreason.batching import PackedBatch
 from slmreason.head import scores_of_logits, token_scores
 
@@ -87,6 +88,9 @@ def score_batch(
     elif network.config._attn_implementation.startswith("flash"):
         # transformers tells sequences apart by their positions in a single row only; padding is a sequence too.
         inputs |= {key: inputs[key].reshape(1, -1) for key in ("input_ids", "position_ids")}  # type: ignore[union-attr]
+    elif network.config._attn_implementation == VARLEN:
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+        inputs |= packing_arguments(batch.position_ids)
     if way.head == "logits":
         logits = network(**inputs, use_cache=False).logits.flatten(0, 1)[batch.context_index]
         return TokenScores(*scores_of_logits(logits, batch.target_ids, *wanted))

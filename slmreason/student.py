@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slmreason import selfcheck, weights
+from slmreason.attention import VARLEN
 from slmreason.batching import HIDDEN_SIZE, PackedBatch, collate
 from slmreason.chat import DATE, Chat
 from slmreason.distributed import barrier, is_first
@@ -86,7 +87,8 @@ class Student(nn.Module):
             system_prompt: Text of a system message before each question.
             instruction: Text put after each question, on a line of its own; empty for none.
             chat_template: Path of a jinja file that replaces the tokenizer's template.
-            attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; transformers chooses when not given.
+            attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; transformers chooses when not given. With
+                `varlen` packed sequences need no mask (PyTorch's kernel), and targets share no prompt in training.
             gradient_checkpointing: Recompute activations in the backward pass to save memory.
             trust_remote_code: Run code that comes with the model. Off unless you know the repository.
             chat_template_kwargs: Variables for the chat template in every rendering, such as {enable_thinking: false}.
@@ -118,6 +120,11 @@ class Student(nn.Module):
             enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
         self.lora = lora
+        if attn_implementation == VARLEN and not _attends_plainly(network.config):
+            raise ValueError(
+                f"student.attn_implementation: varlen serves {', '.join(PLAIN_ATTENTION)} with full attention, not "
+                f"{network.config.model_type}"
+            )
         self.network: PreTrainedModel = _with_adapters(network, lora, gradient_checkpointing) if lora else network
         self.masters = weights.MasterWeights(self.network)
         """Float32 copies of what was trained in half precision."""
@@ -291,7 +298,7 @@ class Student(nn.Module):
     @property
     def _may_share_prompts(self) -> bool:
         config = self.base_model.config
-        return config.model_type in PLAIN_ATTENTION and config._attn_implementation == "sdpa"
+        return _attends_plainly(config) and config._attn_implementation == "sdpa"
 
     def forward(self, batch: PackedBatch, temperature: float = 1.0, with_entropy: bool = False) -> TokenScores:
         return self.score(batch, temperature, with_entropy)
@@ -415,6 +422,12 @@ class Student(nn.Module):
             raise ValueError(
                 f"student.model: {self.name} could be trained and not be saved: {selfcheck.fault_of(error)}"
             ) from error
+
+
+def _attends_plainly(config: Any) -> bool:
+    """Whether layers attend to all tokens before, told apart by a mask or by position ids alone."""
+    full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    return config.model_type in PLAIN_ATTENTION and full
 
 
 def _with_adapters(network: PreTrainedModel, lora: Lora, gradient_checkpointing: bool) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slmreason import batching
 from slmreason.batching import bundle, bundle_length, collate, pack_rows, plan_batches, row_cost
 from slmreason.records import Example
 
@@ -24,6 +26,37 @@ def test_pack_rows_keeps_each_sequence_once_and_costs_no_more_than_the_plain_way
     cost = row_cost(len(rows), max(sum(lengths[index] for index in row) for row in rows), h)
     assert cost <= row_cost(len(lengths), max(lengths), h)  # each alone, padded
     assert cost <= row_cost(1, sum(lengths), h)  # all in one row
+
+
+def plain_pack_rows(lengths: list[int], hidden_size: int, device_type: str) -> list[list[int]]:
+    """Every number of rows tried in turn; the first of the cheapest."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    ways = []
+    for count in range(1, len(lengths) + 1):
+        rows: list[list[int]] = [[] for _ in range(count)]
+        sums = [0] * count
+        for index in order:
+            row = min(range(count), key=lambda row: (sums[row], row))
+            rows[row].append(index)
+            sums[row] += lengths[index]
+        ways.append((row_cost(count, max(sums), hidden_size, device_type), count, rows))
+    return min(ways)[2]
+
+
+@given(
+    st.lists(st.integers(1, 400) | st.sampled_from([3, 7]), min_size=1, max_size=40),
+    st.sampled_from([16, 128, 896]),
+    st.sampled_from(["cpu", "cuda"]),
+)
+def test_pack_rows_gives_what_trying_every_number_of_rows_gives(lengths: list[int], h: int, device_type: str) -> None:
+    assert pack_rows(lengths, h, device_type) == plain_pack_rows(lengths, h, device_type)
+
+
+def test_a_gpu_has_shorter_rows() -> None:
+    lengths = [397, 350, 310, 300, 290, 260, 200, 176] * 4
+    assert len(pack_rows(lengths, 896, "cuda")) > len(pack_rows(lengths, 896, "cpu"))
+    assert row_cost(3, 100, 896, "cuda") - row_cost(3, 100, 896, "cpu") == 3 * 100 * 6 * 100
+    assert collate([example(2, 300)] * 8, 0, device_type="cuda").input_ids.shape == (8, 302)
 
 
 def test_wide_models_have_long_rows_with_little_padding() -> None:
@@ -98,6 +131,28 @@ def test_bundles_hold_each_example_once_and_one_prompt(groups: list[tuple[int, i
     for members in bundles:
         assert len({examples[index].prompt_ids for index in members}) == 1
         assert bundle_length(examples, members) <= sum(len(examples[index]) for index in members)
+
+
+def many(groups: int, seed: int) -> list[Example]:
+    """Groups of 8 with a prompt of 100 tokens and targets of 100 to 300."""
+    rng = random.Random(seed)
+    return [example(100, rng.randint(100, 300), 1000 * group) for group in range(groups) for _ in range(8)]
+
+
+@pytest.mark.parametrize("groups", [255, 400])
+def test_very_many_examples_are_bundled_by_some_of_them_as_by_all(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = many(groups, seed=groups)
+    ours = bundle(examples, 896)
+    monkeypatch.setattr(batching, "LOOKED_AT", 1 << 30)
+    assert ours == bundle(examples, 896)
+
+
+@pytest.mark.timing
+def test_4096_groups_are_bundled_within_a_second() -> None:
+    examples = many(4096, seed=0)
+    began = time.perf_counter()
+    bundle(examples, 896)
+    assert time.perf_counter() - began < 1
 
 
 def test_short_targets_share_a_long_prompt_and_long_ones_do_not() -> None:

@@ -434,5 +434,20 @@ def test_a_string_that_knows_nothing_of_the_gold_answer_never_passes(real_data: 
     assert passed <= ARE_THE_GOLD
 
 
-ARE_THE_GOLD: set[tuple[str, str]] = set()
+ARE_THE_GOLD = {
+    (f"\\boxed{{{string}}}", gold)
+    for string, golds in {
+        "n": ("$f(n)=n$", "$N=n$"),
+        "m": ("m",),
+        r"\text{m}": ("m",),
+        r"\le 0": (r"(-\infty, 0]",),
+        "1 = 1": (r"100 \%",),
+        r"\pm x": (r"\{f(x)=x, f(x)=-x\}",),
+        "1 or 2": (r"\{1, 2\}",),
+        r"\pi": (r"\pi",),
+        r"\alpha": (r"\alpha",),
+        "x^0": (r"100 \%", "$k=1$", "$f(x)=1$"),
+    }.items()
+    for gold in golds
+}
 """Strings that are a gold answer."""

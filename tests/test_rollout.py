@@ -10,7 +10,7 @@ from slmreason.embedded.families import make_problems
 from slmreason.records import Example
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Completion, Sampling, stable_seed
-from slmreason.rollout.hf import HFEngine, sample
+from slmreason.rollout.hf import HFEngine, bytes_of, limits_within, sample
 from slmreason.student import Student
 from slmreason.verify.rewards import AnswerReward
 
@@ -126,6 +126,22 @@ def test_collect_grades_each_completion_by_its_text(student: Student) -> None:
 def test_stable_seed_depends_on_the_key_alone() -> None:
     assert stable_seed(1, "a") == stable_seed(1, "a") != stable_seed("a", 1)
     assert 0 <= stable_seed() < 2**63
+
+
+def test_a_gpu_decodes_as_many_completions_as_its_free_memory_holds() -> None:
+    """Qwen2.5-0.5B in bfloat16: 24 layers with 2 heads of 64 for keys and values, a vocabulary of 151,936."""
+    token, row = 2 * 24 * 2 * 64 * 2, 151_936 * 14
+    assert limits_within(70 << 30, token, row) == (1024, 1 << 20)
+    sequences, tokens = limits_within(4 << 30, token, row)
+    assert sequences * row <= 1 << 30 < (sequences + 1) * row
+    assert tokens * token <= 2 << 30 < (tokens + 1) * token
+    assert limits_within(0, token, row) == (1, 1)
+
+
+def test_what_a_token_takes_in_the_cache_is_what_the_cache_holds(student: Student) -> None:
+    cache = student.network(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
+    held = sum(keys.nbytes + values.nbytes for keys, values, *_ in cache)
+    assert bytes_of(student)[0] == held // 3
 
 
 def test_wrong_engine_options_are_refused() -> None:

@@ -8,11 +8,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.common import peak_bytes
 from slmreason.embedded.families import make_problems
 from slmreason.rollout import hf, steps
+from slmreason.rollout import lean as lean_steps
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.hf import HFEngine, _without_gaps
-from slmreason.rollout.steps import LeanSteps, PlainSteps, is_lean, prefill
+from slmreason.rollout.lean import LeanSteps, StaticSteps
+from slmreason.rollout.steps import PlainSteps, is_lean, prefill
+from slmreason.rollout.worker import EngineError
 from slmreason.student import Lora, Student
 from tests.models import make_checkpoint
 
@@ -143,6 +147,66 @@ def test_what_the_lean_steps_do_not_know_goes_the_plain_way(tmp_path: Path) -> N
     changed = Student("embedded:qwen2")
     changed.base_model.config.hidden_act = "gelu"
     assert not is_lean(changed)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lora", [None, Lora(r=4)])
+def test_reading_prompts_copies_the_vocabulary_projection_for_no_row(lora: Lora | None) -> None:
+    """24 prompts and a projection of 0.15 MB; frozen weights, as adapters leave them, once were copied for each."""
+    student = Student("embedded:qwen2", instruction="", lora=lora, dtype="bfloat16")
+    prompts = [(5, 6, 7)] * 24
+    projection = student.network.get_output_embeddings().weight
+    assert peak_bytes(lambda: prefill(student, prompts, 1, 2)) < 8 * projection.nbytes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ragged", [True, False])
+@pytest.mark.parametrize("kind", ["embedded:qwen2", "embedded:llama", "lora", "qwen3"])
+def test_steps_over_a_cache_that_stays_where_it_is_give_the_same_logits(
+    kind: str, ragged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU records: eleven rows in buckets of three, a cache that is read in windows of 16 places."""
+    monkeypatch.setattr(lean_steps, "LENGTHS", 16)
+    monkeypatch.setattr(lean_steps, "ROW_BUCKETS", 4)
+    student = a_student(kind, tmp_path)
+    prompts = prompts_of(student, 11) if ragged else [prompts_of(student, 1)[0]] * 11
+    lean, _ = prefill(student, prompts, 1, 36)
+    static, _ = prefill(student, prompts, 1, 36, cuda_graphs=True)
+    assert isinstance(static, StaticSteps)
+    generator, rows, windows = torch.Generator().manual_seed(0), 11, set()
+    for step in range(36):
+        if step in (4, 9, 17):
+            alive = torch.ones(rows, dtype=torch.bool)
+            alive[[0, rows - 2]] = False
+            stay = _without_gaps(alive)
+            for each in (lean, static):
+                each.keep(stay)
+            rows = len(stay)
+        tokens = torch.randint(5, 500, (rows,), generator=generator)
+        torch.testing.assert_close(static.step(tokens), lean.step(tokens), rtol=1e-4, atol=1e-4)
+        windows.add(static._window)
+    assert {rows for rows, _ in windows} == {11, 9, 6}
+    assert len({upto for _, upto in windows}) > 2
+
+
+def test_steps_are_recorded_on_a_gpu_alone() -> None:
+    with pytest.raises(EngineError, match="cuda_graphs: .* the student is a qwen2 on cpu"):
+        HFEngine(cuda_graphs=True).generate(Student("embedded:qwen2"), [(5, 6)], 1, Sampling(2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["qwen2.5", "gemma"])
+def test_prompts_that_are_read_in_parts_give_the_same(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = Student(str(make_checkpoint(tmp_path / family, family)), instruction="")
+    prompts = [tuple(range(5, 5 + length)) for length in (9, 12, 7, 12, 10)]
+    whole, expected = prefill(student, prompts, 2, 6)
+    monkeypatch.setattr(steps, "READ_AT_ONCE", 24)  # two prompts at a time
+    parts, first = prefill(student, prompts, 2, 6)
+    torch.testing.assert_close(first, expected)
+    for tokens in torch.randint(5, 100, (6, 10), generator=torch.Generator().manual_seed(0)):
+        torch.testing.assert_close(parts.step(tokens), whole.step(tokens), rtol=1e-4, atol=1e-4)
 
 
 def test_rows_without_gaps_by_hand() -> None:

@@ -290,8 +290,9 @@ class PackedDataset(Sequence[PackedBatch]):
         rank: int = 0,
         world_size: int = 1,
         hidden_size: int = HIDDEN_SIZE,
+        device_type: str = "cpu",
     ) -> None:
-        self.hidden_size = hidden_size
+        self.hidden_size, self.device_type = hidden_size, device_type
         self.examples, self.plan, self.accumulate, self.pad_token_id = examples, plan, accumulate, pad_token_id
         self.rank, self.world_size = rank, world_size
         tokens = [sum(len(examples[i].target_ids) for i in batch) for batch in plan]
@@ -309,7 +310,14 @@ class PackedDataset(Sequence[PackedBatch]):
         if planned >= len(self.plan):
             return without_targets(self.pad_token_id, tokens, self.accumulate)
         chosen = [self.examples[i] for i in self.plan[planned]]
-        return collate(chosen, self.pad_token_id, tokens, self.accumulate, hidden_size=self.hidden_size)
+        return collate(
+            chosen,
+            self.pad_token_id,
+            tokens,
+            self.accumulate,
+            hidden_size=self.hidden_size,
+            device_type=self.device_type,
+        )
 
     def __iter__(self) -> Iterator[PackedBatch]:
         return (self[index] for index in range(len(self)))
@@ -322,5 +330,5 @@ def packed_batches(
     rng = data.rng("shuffle", place.round, place.stage, epoch)
     plan = plan_batches([len(example) for example in examples], data.token_budget, data.batch_size, rng)
     return PackedDataset(
-        examples, plan, accumulate, student.pad_token_id, rank(), world_size(), hidden_size=student.hidden_size
+        examples, plan, accumulate, student.pad_token_id, rank(), world_size(), student.hidden_size, student.device.type
     )

@@ -188,7 +188,7 @@ class GRPOModule(StudentModule):
         tokens = sum(len(rollout.completion_ids) for rollout, _ in pairs)
         examples = [Example(rollout.prompt_ids, rollout.completion_ids, "", "rollout") for rollout, _ in pairs]
         alone = [[index] for index in range(len(pairs))]
-        bundles = bundle(examples, self.student.hidden_size) if self.student.shares_prompts else alone
+        bundles = bundle(examples, self.student.hidden_size, self.device.type) if self.student.shares_prompts else alone
         shares = [bundles[process :: world_size()] for process in range(world_size())]
         plans = [
             plan_batches([bundle_length(examples, members) for members in share], self.token_budget) for share in shares
@@ -213,6 +213,7 @@ class GRPOModule(StudentModule):
             tokens,
             bundles=within,
             hidden_size=self.student.hidden_size,
+            device_type=self.device.type,
         )
         packed = packed.to(self.device)
         in_order = [pairs[mine[i]] for i in packed.order]

@@ -6,33 +6,57 @@ leaves the batch at once, and the sampler's log-prob of each token is kept witho
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from slmreason.rollout.decoding import decoding_of, generate
-from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling, prompt_seed, stable_seed
-from slmreason.rollout.steps import prefill
-from slmreason.student import Student
+from slmreason.rollout.engine import Completion, EngineError, Progress, RolloutEngine, Sampling
+from slmreason.rollout.projections import Projections, fast, folded, free_bytes
+from slmreason.rollout.sampling import sample, uniforms
+from slmreason.rollout.steps import is_lean, prefill
+from slmreason.student import PLAIN_ATTENTION, Student
 
+LIMITS = 256, 131_072
+"""Completions side by side, and cached tokens."""
+LIMITS_GPU = 1024, 1 << 20
+"""The same on a GPU that has the room."""
 SHRINK = 0.05
 """Finished rows leave the batch when they are at least this share of it."""
+LOOK_EVERY = {"cpu": 1}
+"""Steps after which the host looks who has finished, by device type; a GPU would have to wait for it each time."""
+LOOK_EVERY_ELSEWHERE = 8
 
 
 class HFEngine(RolloutEngine):
     """Batched sampling with transformers, prompts sorted by length."""
 
-    def __init__(self, max_sequences: int = 256, max_cache_tokens: int = 131_072) -> None:
+    def __init__(
+        self,
+        max_sequences: int | None = None,
+        max_cache_tokens: int | None = None,
+        fast_weights: bool = True,
+        cuda_graphs: bool = False,
+    ) -> None:
         """
         Args:
-            max_sequences: Completions that are decoded side by side.
-            max_cache_tokens: Bound on cached tokens (sequences times their longest possible length).
+            max_sequences: Completions that are decoded side by side. When not given 256, and on a GPU 1,024 or what
+                its free memory holds.
+            max_cache_tokens: Bound on cached tokens (sequences times their longest possible length). When not given
+                131,072, and on a GPU 1,048,576 or what its free memory holds.
+            fast_weights: Hold the weights in the form that decodes fastest while sampling. On a CPU that takes a copy
+                of large matrices (for 32 tokens or more), and float32 adapters take one of the weights they adapt;
+                where that would be more than half of the free memory it is left out, and a warning says so.
+            cuda_graphs: On a GPU, record decoding steps and replay them, for models of the kinds llama, mistral, qwen2
+                and qwen3. Not yet measured on a GPU.
         """
-        if max_sequences < 1 or max_cache_tokens < 1:
+        if any(bound is not None and bound < 1 for bound in (max_sequences, max_cache_tokens)):
             raise ValueError("rollout: max_sequences and max_cache_tokens must be at least 1")
         self.max_sequences = max_sequences
         self.max_cache_tokens = max_cache_tokens
+        self.fast_weights, self.cuda_graphs = fast_weights, cuda_graphs
 
     def check(self, student: Student) -> None:
         decoding_of(student)
@@ -49,8 +73,25 @@ class HFEngine(RolloutEngine):
         sampling: Sampling,
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
-        with student.evaluating(), student.whole():
-            return self._generate(student, prompts, group_size, sampling, progress)
+        if self.cuda_graphs and not (student.device.type == "cuda" and is_lean(student)):
+            raise EngineError(
+                f"rollout.cuda_graphs: steps are recorded on a CUDA device, for {', '.join(PLAIN_ATTENTION)} with "
+                f"sdpa; the student is a {student.base_model.config.model_type} on {student.device.type}"
+            )
+        decoding_of(student)  # found before the weights take another form, and by every process
+        steps = sampling.max_new_tokens if prompts else 0
+        # A process without prompts gathers weights too: others wait for it.
+        with student.evaluating(), student.whole(), self._fast(student, steps) as projections:
+            return self._generate(student, prompts, group_size, sampling, projections, progress)
+
+    @contextmanager
+    def _fast(self, student: Student, steps: int) -> Iterator[Projections | None]:
+        """Within it, the student's weights are in the form that decodes that many steps fastest."""
+        if not self.fast_weights or steps == 0:
+            yield None
+            return
+        with folded(student):
+            yield fast(student, steps) if is_lean(student) else None
 
     def _generate(
         self,
@@ -58,19 +99,21 @@ class HFEngine(RolloutEngine):
         prompts: Sequence[Sequence[int]],
         group_size: int,
         sampling: Sampling,
+        projections: Projections | None,
         progress: Progress | None,
     ) -> list[list[Completion]]:
         results: list[list[Completion]] = [[] for _ in prompts]
         if not prompts:
             return results
         apart = decoding_of(student).equal_lengths
-        for chunk, copies in self._plan(
-            [len(prompt) for prompt in prompts], group_size, sampling.max_new_tokens, apart
-        ):
+        lengths = [len(prompt) for prompt in prompts]
+        for chunk, copies in self._plan(lengths, group_size, sampling.max_new_tokens, self._limits(student), apart):
             draws = torch.cat([
                 uniforms(sampling, prompts[i], len(results[i]), copies) for i in chunk
             ])  # fmt: skip
-            completions = decode(student, [prompts[i] for i in chunk], copies, sampling, draws)
+            completions = decode(
+                student, [prompts[i] for i in chunk], copies, sampling, draws, projections, self.cuda_graphs
+            )
             for position, index in enumerate(chunk):
                 results[index].extend(completions[position * copies : (position + 1) * copies])
             done = sum(len(results[index]) == group_size for index in chunk)
@@ -78,19 +121,28 @@ class HFEngine(RolloutEngine):
                 progress(done)
         return results
 
+    def _limits(self, student: Student) -> tuple[int, int]:
+        """(completions side by side, cached tokens)"""
+        sequences, tokens = LIMITS
+        if student.device.type == "cuda":
+            sequences, tokens = limits_within(free_bytes(student.device) or 0, *bytes_of(student))
+        return self.max_sequences or sequences, self.max_cache_tokens or tokens
+
     def _plan(
-        self, lengths: list[int], group_size: int, max_new_tokens: int, apart: bool = False
+        self, lengths: list[int], group_size: int, max_new_tokens: int, limits: tuple[int, int], apart: bool = False
     ) -> list[tuple[list[int], int]]:
         """Chunks of prompts of similar length, longest first, with the completions a prompt has in the chunk.
 
         Args:
+            limits: completions side by side, and cached tokens.
             apart: a chunk's prompts all have the same length.
         """
+        max_sequences, max_cache_tokens = limits
         chunks: list[tuple[list[int], int]] = []
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         while order:
             longest = lengths[order[0]] + max_new_tokens
-            room = max(1, min(self.max_sequences, self.max_cache_tokens // longest))
+            room = max(1, min(max_sequences, max_cache_tokens // longest))
             if group_size <= room:
                 take = room // group_size
                 if apart:
@@ -104,17 +156,42 @@ class HFEngine(RolloutEngine):
         return chunks
 
 
+def bytes_of(student: Student) -> tuple[int, int]:
+    """(of a token in the cache, of a row's logits with what sampling makes of them)"""
+    config = student.base_model.config.get_text_config()
+    weight = next(student.base_model.parameters())
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    cached = 2 * config.num_hidden_layers * heads * size
+    return cached * weight.element_size(), config.vocab_size * (weight.element_size() + 12)
+
+
+def limits_within(free: int, token_bytes: int, row_bytes: int) -> tuple[int, int]:
+    """(completions side by side, cached tokens) that a GPU has the room for.
+
+    The cache gets half of the free memory, logits a quarter; the rest is for prompts while they are read.
+    """
+    sequences, tokens = LIMITS_GPU
+    return max(1, min(sequences, free // 4 // row_bytes)), max(1, min(tokens, free // 2 // token_bytes))
+
+
 def decode(
     student: Student,
     prompts: Sequence[Sequence[int]],
     copies: int,
     sampling: Sampling,
     draws: Tensor,
+    projections: Projections | None = None,
+    cuda_graphs: bool = False,
 ) -> list[Completion]:
     """Decodes `copies` completions of each prompt side by side: `len(prompts) * copies` completions, prompt-major.
 
     Args:
         draws: a uniform number for each completion and step. [completions, max_new_tokens], float64.
+        projections, cuda_graphs: see `prefill`.
+
+    Raises:
+        EngineError: logits are NaN or infinite.
     """
     device = student.device
     draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
@@ -124,24 +201,48 @@ def decode(
         choose = lambda logits, step: sample(logits, sampling, draws[:, step])  # noqa: E731
         chosen = generate(student, prompts, copies, sampling.max_new_tokens, choose, sorted(student.eos_ids))
         return _completions([(rows, *step) for step in chosen], num_rows, student.eos_ids)
-    steps, logits = prefill(student, prompts, copies, sampling.max_new_tokens, way.by == "lean")
+    is_lean_way = way.by == "lean"
+    steps, logits = prefill(
+        student, prompts, copies, sampling.max_new_tokens, lean=is_lean_way,
+        projections=projections if is_lean_way else None, cuda_graphs=cuda_graphs and is_lean_way,
+    )  # fmt: skip
     alive = torch.ones(num_rows, dtype=torch.bool, device=device)  # of those, the ones that have not stopped
     eos = torch.tensor(sorted(student.eos_ids), device=device)
+    finite = torch.ones_like(alive)  # the ones whose log-probs since the last look were
     taken: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, tokens, log-probs) of each step
+    every = LOOK_EVERY.get(device.type, LOOK_EVERY_ELSEWHERE)
     for step in range(sampling.max_new_tokens):
         token, log_prob = sample(logits, sampling, draws[:, step])
         taken.append((rows, token, log_prob))
         alive = alive & (token[:, None] != eos).all(-1)
-        left = int(alive.sum())
-        if left == 0 or step + 1 == sampling.max_new_tokens:
-            break
-        # Dropping rows copies the cache of the others: not for every single one.
-        if left <= len(rows) * (1 - SHRINK):
-            stay = _without_gaps(alive)
-            rows, token, draws, alive = rows[stay], token[stay], draws[stay], alive[stay]
-            steps.keep(stay)
+        finite = finite & log_prob.isfinite()
+        is_last = step + 1 == sampling.max_new_tokens
+        if is_last or step % every == every - 1:
+            left, sound = torch.stack([alive.sum(), finite.sum()]).tolist()  # the one wait for the device
+            _refuse_non_finite(len(rows) - sound, len(rows), step + 1)
+            if left == 0 or is_last:
+                break
+            # Dropping rows copies the cache of the others: not for every single one.
+            if left <= len(rows) * (1 - SHRINK):
+                stay = _without_gaps(alive)
+                rows, token, draws, alive, finite = (each[stay] for each in (rows, token, draws, alive, finite))
+                steps.keep(stay)
         logits = steps.step(token)
     return _completions(taken, num_rows, student.eos_ids)
+
+
+def _refuse_non_finite(broken: int, rows: int, tokens: int) -> None:
+    """
+    Raises:
+        EngineError: there are rows whose logits were not finite.
+    """
+    if broken:
+        raise EngineError(
+            f"rollout: the student's logits are NaN or infinite in {broken} of {rows} completions, by their new token "
+            f"{tokens}: its weights are broken, or its numbers overflow. Start from a sound student, lower the "
+            "learning rate of the stage before, or use bfloat16 or float32 in place of float16 (student.dtype, "
+            "trainer.precision)"
+        )
 
 
 def _completions(
@@ -169,50 +270,3 @@ def _without_gaps(alive: Tensor) -> Tensor:
     stay = torch.arange(int(alive.sum()), device=alive.device)
     stay[~alive[: len(stay)]] = alive[len(stay) :].nonzero().squeeze(1) + len(stay)
     return stay
-
-
-def uniforms(sampling: Sampling, prompt: Sequence[int], first: int, copies: int) -> Tensor:
-    """The uniform numbers of a prompt's completions from the `first` on. [copies, max_new_tokens], float64.
-
-    They are the same in any batch, on any device, in any process. Each completion has a generator of its own, so the
-    global RNG is neither read nor moved. Greedy decoding draws nothing.
-    """
-    numbers = torch.zeros((copies, sampling.max_new_tokens), dtype=torch.float64)
-    if sampling.temperature > 0:
-        seed = prompt_seed(sampling, prompt)
-        for copy in range(copies):
-            generator = torch.Generator().manual_seed(stable_seed(seed, first + copy))
-            torch.rand(sampling.max_new_tokens, generator=generator, out=numbers[copy])
-    return numbers
-
-
-def sample(logits: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """One token for each row and its log-prob under the whole distribution. [B, V] -> [B], [B].
-
-    A nucleus says which tokens can be drawn; log-probs are not normalised to it, since the trainer scores the whole
-    distribution and the two are compared. Greedy decoding (temperature 0) reports log-probs at temperature 1.
-
-    Args:
-        draws: a uniform number for each row. [B]
-    """
-    logits = logits.float()
-    if sampling.temperature not in (0, 1):
-        logits = logits / sampling.temperature
-    log_probs = logits.log_softmax(-1)
-    if sampling.temperature == 0:
-        token = log_probs.argmax(-1)
-    else:
-        drawn_from = _nucleus(log_probs, sampling.top_p) if sampling.top_p < 1 else log_probs
-        # Inverse of the cumulative distribution: one random number a row. torch.multinomial draws one for each entry.
-        cumulative = drawn_from.exp().cumsum(-1, dtype=draws.dtype)
-        point = draws[:, None] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, point, right=True).squeeze(1)
-    return token, log_probs.gather(1, token[:, None]).squeeze(1)
-
-
-def _nucleus(log_probs: Tensor, top_p: float) -> Tensor:
-    """Renormalised to the smallest set of tokens whose probability reaches `top_p`. [B, V] -> [B, V]."""
-    ordered, index = log_probs.sort(dim=-1, descending=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    ordered = ordered.masked_fill(before >= top_p, float("-inf"))
-    return torch.empty_like(log_probs).scatter(1, index, ordered).log_softmax(-1)

@@ -1,54 +1,76 @@
 """One decoding step after another for rows of one batch: by transformers' own forward, or by a leaner one of ours.
 
-At small sizes a step is Python and a growing cache more than arithmetic. `LeanSteps` calls a decoder's own projections
-in the order of its layers, for the model types whose layers are known to hold nothing else, with a cache that is
-allocated once and written in place. What it computes is what transformers computes.
+Prompts are always read by transformers' forward. `slmreason.rollout.lean` goes on for the model types that it knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import DynamicCache
 
+from slmreason.attention import VARLEN
+from slmreason.rollout.lean import LeanSteps, StaticSteps
+from slmreason.rollout.projections import Projections, plain
 from slmreason.student import Student
 
+READ_AT_ONCE = 65_536
+"""Tokens of prompts, padding among them, that one forward pass reads."""
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on the position alone, and not on how long the sequence has become."""
 
 
 def prefill(
-    student: Student, prompts: Sequence[Sequence[int]], copies: int, max_new_tokens: int, lean: bool | None = None
+    student: Student,
+    prompts: Sequence[Sequence[int]],
+    copies: int,
+    max_new_tokens: int,
+    lean: bool | None = None,
+    projections: Projections | None = None,
+    cuda_graphs: bool = False,
 ) -> tuple[PlainSteps | LeanSteps, Tensor]:
     """Reads prompts and gives what continues them, with the logits of the first new token.
 
     Args:
         copies: rows for each prompt; it is read once.
         lean: by `LeanSteps`; if not given, where `is_lean` says so.
+        projections: the decoder's products, for the lean steps; those of its modules when not given.
+        cuda_graphs: steps are recorded and replayed (`StaticSteps`), for a student on a CUDA device that is lean.
 
     Returns:
         (steps, logits [len(prompts) * copies, vocab])
     """
     network = student.network
+    lean = is_lean(student) if lean is None else lean
     input_ids, attention_mask = padded_prompts(student, prompts)
-    cache, keyword = DynamicCache(config=network.config), _cache_keyword(student)
-    output = network(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
-        use_cache=True,
-        logits_to_keep=1,
-        **{keyword: cache},
-    )
-    logits = output.logits[:, -1].repeat_interleave(copies, dim=0)
+    keyword = _cache_keyword(student)
+    caches: list[DynamicCache] = []
+    firsts: list[Tensor] = []
+    # Caches of other layers than attention cannot be joined: their prompts are read in one pass.
+    size = max(1, READ_AT_ONCE // input_ids.shape[1]) if lean else len(prompts)
+    with _contiguous(network.get_output_embeddings()):
+        for ids, seen in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            caches.append(DynamicCache(config=network.config))
+            output = network(
+                input_ids=ids,
+                attention_mask=seen,
+                position_ids=(seen.cumsum(-1) - 1).clamp(min=0),
+                use_cache=True,
+                logits_to_keep=1,
+                **{keyword: caches[-1]},
+            )
+            firsts.append(output.logits[:, -1])
+    cache, logits = _joined(caches), torch.cat(firsts).repeat_interleave(copies, dim=0)
     mask = attention_mask.repeat_interleave(copies, dim=0)
-    if is_lean(student) if lean is None else lean:
-        return LeanSteps(student.base_model, cache, mask, copies, max_new_tokens), logits
+    if lean:
+        kind = StaticSteps if cuda_graphs else LeanSteps
+        projections = projections or plain(student.base_model)
+        return kind(student.base_model, projections, cache, mask, copies, max_new_tokens), logits
     return PlainSteps(network, cache, mask, copies, keyword), logits
 
 
@@ -63,6 +85,33 @@ def padded_prompts(student: Student, prompts: Sequence[Sequence[int]]) -> tuple[
     return input_ids, attention_mask
 
 
+def _joined(caches: list[DynamicCache]) -> DynamicCache:
+    """One cache of the prompts of several, which were padded to one length. They are emptied."""
+    first, *others = caches
+    if others:
+        for index in range(len(first.layers)):
+            same: list[Any] = [cache.layers[index] for cache in caches]
+            layer = same[0]
+            layer.keys = torch.cat([each.keys for each in same])
+            layer.values = torch.cat([each.values for each in same])
+            for each in same[1:]:
+                each.keys = each.values = None
+    return first
+
+
+@contextmanager
+def _contiguous(head: nn.Module) -> Iterator[None]:
+    """Makes the vocabulary projection see whole rows in place of a slice of longer ones.
+
+    Of a slice and a frozen weight, torch's matmul on a CPU makes a copy of that weight for each row.
+    """
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _cache_keyword(student: Student) -> str:
     """What the model's forward calls its cache: renamed in transformers 5.24."""
     return "cache" if "cache" in signature(student.base_model.forward).parameters else "past_key_values"
@@ -72,7 +121,8 @@ def is_lean(student: Student) -> bool:
     """Whether `LeanSteps` knows the layers of this student."""
     config = student.base_model.config
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    return student.shares_prompts and rope in FIXED_ROPE and config.hidden_act == "silu"
+    attends = student.shares_prompts or config._attn_implementation == VARLEN
+    return attends and rope in FIXED_ROPE and config.hidden_act == "silu"
 
 
 class PlainSteps:
@@ -107,115 +157,3 @@ class PlainSteps:
         """Drops all rows but these, which stand in that order then."""
         self._cache.reorder_cache(rows)  # type: ignore[arg-type] # int64
         self._mask = self._mask[rows]
-
-
-class LeanSteps:
-    """The same numbers with a tenth of the Python, for decoders of Llama's shape."""
-
-    def __init__(
-        self, model: Any, cache: DynamicCache, attention_mask: Tensor, copies: int, max_new_tokens: int
-    ) -> None:
-        """
-        Args:
-            model: the causal language model itself, without peft's wrapper; its projections may be adapters.
-            cache: of the prompts, one row each.
-            attention_mask: [rows, prompt tokens], int64.
-        """
-        self._decoder, self._head = model.model, model.lm_head
-        rows, self._length = attention_mask.shape
-        room = self._length + max_new_tokens
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
-        for keys, values, *_ in cache:
-            for kept, prompt in ((self._keys, keys), (self._values, values)):
-                whole = prompt.new_empty(rows, prompt.shape[1], room, prompt.shape[3])
-                whole[:, :, : self._length] = prompt.repeat_interleave(copies, dim=0)
-                kept.append(whole)
-        self._positions = attention_mask.sum(-1)
-        places = torch.arange(int(self._positions.max()) + max_new_tokens, device=attention_mask.device)
-        self._cos, self._sin = (table[0] for table in self._decoder.rotary_emb(self._keys[0][:1, 0], places[None]))
-        half = self._sin.shape[-1] // 2
-        self._sin = torch.cat([-self._sin[:, :half], self._sin[:, half:]], dim=-1)
-        self._mask: Tensor | None = None
-        if not attention_mask.all():
-            # Added to the scores: sdpa would turn a boolean mask into this one again in each layer.
-            self._mask = self._keys[0].new_zeros(rows, 1, 1, room)
-            self._mask[:, 0, 0, : self._length].masked_fill_(attention_mask == 0, float("-inf"))
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """The logits after one more token in each row. [rows] -> [rows, vocab]"""
-        cos, sin = self._cos[self._positions, None], self._sin[self._positions, None]
-        seen = None if self._mask is None else self._mask[..., : self._length + 1]
-        hidden = self._decoder.embed_tokens(tokens)
-        for index, layer in enumerate(self._decoder.layers):
-            hidden = hidden + self._attend(index, layer.self_attn, _norm(layer.input_layernorm, hidden), cos, sin, seen)
-            inner = _norm(layer.post_attention_layernorm, hidden)
-            mlp = layer.mlp
-            hidden = hidden + mlp.down_proj(functional.silu(mlp.gate_proj(inner)) * mlp.up_proj(inner))
-        self._length += 1
-        self._positions += 1
-        return self._head(_norm(self._decoder.norm, hidden))  # type: ignore[no-any-return]
-
-    def _attend(
-        self, index: int, attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None
-    ) -> Tensor:
-        rows, size = len(hidden), attention.head_dim
-        query = attention.q_proj(hidden).view(rows, -1, size)
-        key = attention.k_proj(hidden).view(rows, -1, size)
-        if hasattr(attention, "q_norm"):
-            query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-        keys, values = self._keys[index], self._values[index]
-        turned = _rotate(torch.cat([query, key], dim=1), cos, sin)
-        keys[:, :, self._length] = turned[:, query.shape[1] :]
-        values[:, :, self._length] = attention.v_proj(hidden).view(rows, -1, size)
-        # The queries of the heads that share keys stand where a sequence's would: no key is repeated.
-        grouped = turned[:, : query.shape[1]].unflatten(1, (keys.shape[1], -1))
-        upto = self._length + 1
-        found = _attention(grouped, keys[:, :, :upto], values[:, :, :upto], seen, attention.scaling)
-        return attention.o_proj(found.flatten(1))  # type: ignore[no-any-return]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these, which stand in that order then.
-
-        Only those that change their place are copied.
-        """
-        count = len(rows)
-        moved = (rows != torch.arange(count, device=rows.device)).nonzero().squeeze(1)
-        source = rows[moved]
-        for tensors in (self._keys, self._values):
-            for index, tensor in enumerate(tensors):
-                tensor[moved, :, : self._length] = tensor[source, :, : self._length]
-                tensors[index] = tensor[:count]
-        self._positions = self._positions[rows]
-        self._mask = None if self._mask is None else self._mask[rows]
-
-
-def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention of the few queries that share keys; on a CPU by plain products, in half of the time of sdpa's kernel.
-
-    That kernel rounds half precision only at its end, so there it is taken; under autocast the values alone are half.
-
-    Args:
-        query: [rows, key heads, queries, size]
-        keys: [rows, key heads, tokens, size], as `values`
-        mask: is added to the scores. [rows, 1, 1, tokens]
-    """
-    if query.device.type != "cpu" or values.dtype != torch.float32:
-        return functional.scaled_dot_product_attention(query, keys, values, mask, scale=scale)
-    scores = (query @ keys.mT).mul_(scale)
-    if mask is not None:
-        scores += mask
-    return scores.softmax(-1) @ values
-
-
-def _norm(module: Any, hidden: Tensor) -> Tensor:
-    return functional.rms_norm(hidden, module.weight.shape, module.weight, module.variance_epsilon)
-
-
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding as transformers has it: the halves of a head are the two coordinates. [rows, heads, size]
-
-    Args:
-        sin: its first half with the other sign, so that the halves need only change places.
-    """
-    return heads * cos + heads.roll(heads.shape[-1] // 2, -1) * sin

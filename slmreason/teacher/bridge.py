@@ -269,7 +269,8 @@ def _score_examples(
     results: dict[int, Learnability] = {}
     for members in plan_batches([len(example) for example in examples], token_budget):
         chosen = [examples[i] for i in members]
-        batch = collate(chosen, student.pad_token_id, hidden_size=student.hidden_size).to(student.device)
+        packed = collate(chosen, student.pad_token_id, hidden_size=student.hidden_size, device_type=student.device.type)
+        batch = packed.to(student.device)
         scores = student.score(batch, with_ranks=True)
         assert scores.ranks is not None
         sizes = batch.target_lengths.tolist()

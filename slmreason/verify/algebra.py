@@ -120,7 +120,7 @@ def _within(wanted: Any, given: Any, absolute: Rational, relative: Rational) -> 
     if None in values or any(side.free_symbols for side in (wanted, given)):
         return None
     difference = abs(values[0] - values[1])
-    slack = Rational(1, 10**12) * max(abs(values[0]), 1)  # a decimal margin at its very end
+    slack = Rational(1, 10**12) * max(abs(values[0]), absolute)  # a decimal margin at its very end
     return bool(difference <= max(absolute, relative * abs(values[0])) + slack)
 
 

@@ -208,9 +208,12 @@ def _numbers_plan(answer: str, gold: str, margin: Margin) -> Ruling | None:
         return RIGHT
     # A percent sign that only one of them has: `4.2\%` for 4.2, and `10\%` for 0.1.
     if mine.is_percent != theirs.is_percent:
-        as_shares = [n._replace(value=n.value / 100, is_decimal=True) if n.is_percent else n for n in (mine, theirs)]
-        return RIGHT if _close(*as_shares, margin) else WRONG
+        return RIGHT if _close(_as_share(mine), _as_share(theirs), margin) else WRONG
     return WRONG
+
+
+def _as_share(number: Exact) -> Exact:
+    return number._replace(value=number.value / 100, is_decimal=True) if number.is_percent else number
 
 
 def _close(mine: Exact, theirs: Exact, margin: Margin) -> bool:

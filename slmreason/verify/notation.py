@@ -189,9 +189,9 @@ def _with_braces(text: str) -> str:
         parts += [text[at : found.start()], "\\", name]
         at = found.end()
         if name == "sqrt" and text[at : at + 1] == "[" and "]" in text[at:]:
-            end = text.index("]", at) + 1
-            parts.append(text[at:end])
-            at = end
+            behind = text.index("]", at) + 1
+            parts.append(text[at:behind])
+            at = behind
         if name == "sqrt" and text[at : at + 1] == "(" and (end := _closing(text, at)):
             parts.append("{" + text[at + 1 : end] + "}")
             at = end + 1
