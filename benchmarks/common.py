@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from lightning.pytorch.callbacks import Callback
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -126,6 +127,7 @@ def compared(found: dict[str, list[float]], ours: str = "ours", more_is_better: 
 def quiet() -> None:
     """The libraries' warnings are not what one looks for in a benchmark."""
     warnings.filterwarnings("ignore")
+    transformers.logging.disable_progress_bar()
     for name in ("lightning.pytorch", "transformers", "trl"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -227,6 +227,7 @@ def main() -> None:
     began = time.monotonic()
     parser, options = parsed()
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # meters and trainers go by whether there is a CUDA device

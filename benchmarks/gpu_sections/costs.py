@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import peak_bytes
 from benchmarks.gpu_sections.lab import Lab, Outcome, head_chunks, micro_batch, pass_through
+from slmreason.attention import VARLEN
 from slmreason.batching import PackedBatch
 from slmreason.head import token_scores
 from slmreason.memory import estimate, shape_of
@@ -24,6 +25,8 @@ LENGTH = 256
 """Tokens of a sequence."""
 OFF = 0.4
 """Share by which an estimate of memory may be off."""
+COSINE = 0.99
+"""Of two gradients in bfloat16 that are the same but for rounding."""
 MIB = 2**20
 KINDS = (
     ("attention", r"flash|fmha|attention|sdp|cudnn"),
@@ -79,7 +82,7 @@ def row_length(batch: PackedBatch) -> int:
     return int(length) if len(batch.order) > rows else 0
 
 
-def head(lab: Lab) -> Outcome:
+def head_cost(lab: Lab) -> Outcome:
     """Milliseconds and memory of the head, forward and backward, by the logits that are held at once."""
     tokens, vocabulary = lab.sizes.head_tokens, lab.sizes.vocabulary
     hidden, weight = lab.drawn(tokens, 896), 0.02 * lab.drawn(vocabulary, 896)
@@ -165,3 +168,27 @@ def by_kind(lab: Lab, student: Student, batch: PackedBatch) -> dict[str, Any]:
         longest.append((spent, event.key[:120]))
     top = [{"kernel": name, "ms": spent} for spent, name in sorted(longest, reverse=True)[:10]]
     return {"ms": dict(times), "calls": dict(calls), "longest": top}
+
+
+def varlen(lab: Lab) -> Outcome:
+    """Packed rows with a mask and, by `varlen`, without: milliseconds and memory of forward and backward pass."""
+    figures: dict[str, Any] = {}
+    gradients: list[Tensor] = []
+    for attention in ("sdpa", VARLEN):
+        student = lab.large(lora=True, attention=attention)
+        student.train()
+        assert student.layout.way.packed
+        batch = micro_batch(student, lab.sizes.budgets[-1], min(LENGTH, lab.sizes.budgets[-1] // 4), packed=True)
+        pass_through(student, batch)
+        gradients.append(torch.cat([p.grad.flatten() for p in student.trainable_parameters() if p.grad is not None]))
+
+        def both(student: Student = student, batch: PackedBatch = batch) -> None:
+            pass_through(student, batch)
+
+        figures[attention] = {"ms": 1e3 * lab.seconds(both, 3, 1), "peak_mib": peak_bytes(both) / MIB}
+        del student, batch, both
+        gc.collect()
+    masked, plain = (gradient.double() for gradient in gradients)
+    figures["gradient_cosine"] = cosine = float(masked @ plain / (masked.norm() * plain.norm()))
+    figure = f"{figures[VARLEN]['ms']:.3g} ms, with a mask {figures['sdpa']['ms']:.3g} ms"
+    return Outcome(figure, cosine > COSINE, figures)

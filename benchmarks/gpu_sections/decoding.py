@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_sections.lab import Lab, Outcome, products_in, worst
+from benchmarks.gpu_sections.lab import Lab, Outcome, Skip, empty, products_in, worst
+from benchmarks.gpu_sections.speed import ours_ms
+from benchmarks.real import EndlessStudent
 from slmreason.batching import collate
 from slmreason.embedded.families import make_problems
 from slmreason.records import Example
@@ -26,11 +28,12 @@ Groups = list[list[Completion]]
 def decode(lab: Lab) -> Outcome:
     figures: dict[str, Any] = {}
     passed = True
+    shares = ("same_as_cpu", "lean_as_plain", "fast_weights_as_modules")
     for family in ("qwen2", "llama"):
         with products_in("highest"):
             student, on_cpu = lab.small(family), Student(f"embedded:{family}", instruction="")
             figures[family] = row = one_family(lab, student, on_cpu)
-        passed &= row["greedy_as_generate"] == 1 and row["same_as_cpu"] >= SAME and row["lean_as_plain"] >= SAME
+        passed &= row["greedy_as_generate"] == 1 and all(row[share] >= SAME for share in shares)
         passed &= row["sampler_to_score"] < 1e-4
     same = min(row["greedy_as_generate"] for row in figures.values())
     gap = max(row["sampler_to_score"] for row in figures.values())
@@ -52,6 +55,9 @@ def one_family(lab: Lab, student: Student, on_cpu: Student) -> dict[str, float]:
         "greedy_as_generate": as_generate(student, prompts, engine.generate(student, prompts, 1, greedy)),
         "same_as_cpu": same_share(ours, theirs),
         "lean_as_plain": same_share(ours, plain),
+        "fast_weights_as_modules": same_share(
+            ours, HFEngine(fast_weights=False).generate(student, prompts, GROUP, drawn)
+        ),
         "sampler_to_score": to_score(student, prompts, ours),
         "tokens": sum(len(completion.token_ids) for group in ours for completion in group),
     }
@@ -86,3 +92,27 @@ def to_score(student: Student, prompts: Sequence[tuple[int, ...]], groups: Group
     batch = collate(examples, student.pad_token_id, hidden_size=student.hidden_size).to(student.device)
     parts = student.score(batch).log_probs.split(batch.target_lengths.tolist())
     return max(worst(part, torch.tensor(pairs[i][1].log_probs)) for i, part in zip(batch.order, parts, strict=True))
+
+
+def graphs(lab: Lab) -> Outcome:
+    """Recorded decoding steps beside plain ones: the same tokens in float32, and milliseconds of a step in bfloat16."""
+    if not lab.cuda:
+        raise Skip("steps are recorded on a CUDA device")
+    with products_in("highest"):
+        student = lab.small()
+        prompts = [student.encode_question(p.question) for p in make_problems("chain", "train", lab.sizes.problems)]
+        sides = [
+            HFEngine(cuda_graphs=recorded).generate(student, prompts, GROUP, Sampling(lab.sizes.completion, seed=3))
+            for recorded in (True, False)
+        ]
+    figures: dict[str, Any] = {"same": same_share(sides[0], sides[1])}
+    for lora in (False, True):
+        large = lab.large(lora, EndlessStudent)
+        for rows in lab.sizes.decode_rows:
+            ours = [ours_ms(lab, large, rows, cuda_graphs=recorded) for recorded in (True, False)]
+            figures[f"{'lora' if lora else 'full'}, {rows} rows"] = {"recorded_ms": ours[0], "plain_ms": ours[1]}
+        del large
+        empty(lab)
+    first = figures[f"full, {lab.sizes.decode_rows[0]} rows"]
+    figure = f"{figures['same']:.0%} the same, {first['recorded_ms']:.3g} ms, without {first['plain_ms']:.3g} ms"
+    return Outcome(figure, figures["same"] >= SAME, figures)

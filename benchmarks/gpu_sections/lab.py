@@ -1,7 +1,8 @@
-"""What the sections of `benchmarks.gpu` share: the device and the sizes, one random model, timing, and their results."""
+"""What the sections of `benchmarks.gpu` share: the device, sizes, one random model, timing, and the form of results."""
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,15 +113,18 @@ class Lab:
             self.scratch / "model", sizes.shape, sizes.vocabulary, dtype=torch.bfloat16, device=self.device.type
         )
 
-    def large(self, lora: bool, kind: type[Student] = Student) -> Student:
+    def large(self, lora: bool, kind: type[Student] = Student, attention: str = "sdpa") -> Student:
         """A student from the random model, in bfloat16 on the device; float32 adapters that add something."""
         adapters = Lora(r=self.sizes.lora, alpha=2 * self.sizes.lora) if lora else None
-        student = kind(self.model, lora=adapters, dtype="bfloat16", instruction="")
+        student = kind(self.model, lora=adapters, dtype="bfloat16", instruction="", attn_implementation=attention)
         return placed(student, self.device, torch.bfloat16)
 
-    def small(self, family: str = "qwen2", lora: bool = False, dtype: torch.dtype = torch.float32) -> Student:
+    def small(
+        self, family: str = "qwen2", lora: bool = False, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+    ) -> Student:
         """An embedded student on the device; float32 adapters that add something."""
-        student = Student(f"embedded:{family}", lora=Lora(r=8, alpha=16) if lora else None, instruction="")
+        adapters = Lora(r=8, alpha=16) if lora else None
+        student = Student(f"embedded:{family}", lora=adapters, instruction="", attn_implementation=attention)
         return placed(student, self.device, dtype)
 
     def once(self, function: Callable[[], object]) -> float:
@@ -164,22 +168,27 @@ def placed(student: Student, device: torch.device, dtype: torch.dtype) -> Studen
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in student.network.named_parameters():
-            if "lora_B" in name:
+            if "lora_" in name:  # both matrices, so that they are the same wherever the student is made anew
                 parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
     student.to(dtype)
     student.to(device)
     return student
 
 
-def micro_batch(student: Student, tokens: int, length: int) -> PackedBatch:
-    """Sequences of one length and about so many tokens in all, two thirds of each a target, on the student's device."""
+def micro_batch(student: Student, tokens: int, length: int, packed: bool = False) -> PackedBatch:
+    """Sequences of one length and about so many tokens in all, two thirds of each a target, on the student's device.
+
+    Args:
+        packed: four sequences a row or so, as examples of different lengths would lie; else as costs least.
+    """
     generator = torch.Generator().manual_seed(0)
     vocabulary = student.base_model.config.vocab_size
     count = max(1, tokens // length)
     ids = torch.randint(10, vocabulary - 10, (count, length), generator=generator).tolist()
     cut = length // 3
     examples = [Example(tuple(row[:cut]), tuple(row[cut:]), f"p{i}", "teacher") for i, row in enumerate(ids)]
-    return collate(examples, student.pad_token_id, hidden_size=student.hidden_size).to(student.device)
+    hidden_size = student.hidden_size if not packed else 64 * length  # which makes long rows cheap
+    return collate(examples, student.pad_token_id, hidden_size=hidden_size).to(student.device)
 
 
 def pass_through(student: Student, batch: PackedBatch) -> None:
@@ -192,18 +201,22 @@ def worst(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.detach().cpu().float() - theirs.detach().cpu().float()).abs().max())
 
 
+def empty(lab: Lab) -> None:
+    """Gives back what nobody holds any more."""
+    gc.collect()
+    if lab.cuda:
+        torch.cuda.empty_cache()
+
+
 @contextmanager
 def head_chunks(elements: int) -> Iterator[None]:
     """Within it the head holds so many logits at once, on any device."""
-    names = [name for name in ("CHUNK_ELEMENTS", "CHUNK_ELEMENTS_ELSEWHERE") if hasattr(head, name)]
-    kept = {name: getattr(head, name) for name in names}
+    kept = head.CHUNK_ELEMENTS, head.CHUNK_ELEMENTS_ELSEWHERE
     try:
-        for name in names:
-            setattr(head, name, elements)
+        head.CHUNK_ELEMENTS = head.CHUNK_ELEMENTS_ELSEWHERE = elements
         yield
     finally:
-        for name, value in kept.items():
-            setattr(head, name, value)
+        head.CHUNK_ELEMENTS, head.CHUNK_ELEMENTS_ELSEWHERE = kept
 
 
 @contextmanager

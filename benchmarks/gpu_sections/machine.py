@@ -118,7 +118,7 @@ def _training_calls(lab: Lab) -> tuple[dict[str, Any], list[Tensor]]:
     torch.manual_seed(0)
     new, again, outputs, finite = [], [], [], True
     for index in range(-1, 6):  # the first is a warm-up
-        query, key, value, mask = attention_inputs(lab, lab.sizes.length + 37 * index)
+        query, key, value, mask = attention_inputs(lab, lab.sizes.length + 37 * (index + 1))
         slope = lab.drawn(*query.shape)
         found: list[Tensor] = []
 

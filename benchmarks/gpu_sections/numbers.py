@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common import solutions
 from benchmarks.gpu_sections.lab import Lab, Outcome, head_chunks, placed, products_in, worst
+from slmreason.attention import VARLEN
 from slmreason.batching import PackedBatch, collate
 from slmreason.head import token_scores
 from slmreason.records import Example
@@ -129,8 +130,8 @@ def mask(lab: Lab) -> Outcome:
         bundled = bundling(student, lab.sizes.problems)
     figures: dict[str, Any] = {"leak": leak, "change": change, "bundles": bundled}
     figures["kernels"] = kernels = by_kernel(lab)
-    apart = [row["float32"] for row in kernels.values() if isinstance(row.get("float32"), float)]
-    half = [row["bfloat16"] for row in kernels.values() if isinstance(row.get("bfloat16"), float)]
+    apart, half = ([row[name] for row in kernels.values() if isinstance(row[name], float)]
+                   for name in ("float32", "bfloat16"))  # fmt: skip
     passed = leak < 1e-5 and change > 1e-2 and bundled < EXACT and max(apart) < EXACT and max(half) < HALF_MEAN
     return Outcome(f"leak {leak:.1g}, bundles {bundled:.1g}, kernels {max(apart):.1g}", passed, figures)
 
@@ -167,31 +168,43 @@ def bundling(student: Student, count: int) -> float:
     return max(worst(a, b) for a, b in zip(together, alone, strict=True))
 
 
-def by_kernel(lab: Lab) -> dict[str, dict[str, float | str]]:
-    """How far each kernel's log-probs of a packed row are from the plain one's: the largest in float32, the mean in
-    bfloat16. A kernel that takes no such input says so."""
-    found: dict[str, dict[str, float | str]] = {}
+FORCED = {
+    "efficient": [SDPBackend.EFFICIENT_ATTENTION],
+    "flash": [SDPBackend.FLASH_ATTENTION],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION],
+    "chosen": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+}
+"""Kernels that sdpa may take; the last are those among which it chooses with cuDNN's off."""
+
+
+def by_kernel(lab: Lab) -> dict[str, dict[str, Any]]:
+    """How far each kernel's log-probs of a packed row are from the plain one's: the largest difference in float32, the
+    mean in bfloat16. A kernel that takes no such input says so. `varlen` needs no mask."""
+    found: dict[str, dict[str, Any]] = {}
     for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
         student = lab.small(dtype=dtype)
         batch = one_row(student, solutions(student, lab.sizes.problems))
-        with products_in("highest"), torch.no_grad():
-            assert student.layout is not None  # tried before a kernel is forced
-            with sdpa_kernel([SDPBackend.MATH]):
-                plain = student.score(batch).log_probs
-            for backend in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION,
-                            None):  # fmt: skip
-                row = found.setdefault("chosen" if backend is None else backend.name.lower(), {})
-                try:
-                    with sdpa_kernel([backend] if backend is not None else list(_usual())):
-                        log_probs = student.score(batch).log_probs
-                except RuntimeError as error:
-                    row[name] = f"not taken: {str(error).splitlines()[0][:80]}"
-                    continue
-                difference = (log_probs - plain).abs()
-                row[name] = float(difference.max() if name == "float32" else difference.mean())
+        with products_in("highest"):
+            plain = forced(student, batch, [SDPBackend.MATH])
+            assert isinstance(plain, Tensor), plain
+            results = {kernel: forced(student, batch, allowed) for kernel, allowed in FORCED.items()}
+            results["varlen"] = forced(lab.small(dtype=dtype, attention=VARLEN), batch, FORCED["chosen"])
+        for kernel, result in results.items():
+            row = found.setdefault(kernel, {})
+            if isinstance(result, str):
+                row[name] = result
+                continue
+            difference = (result - plain).abs()
+            row[name] = float(difference.max() if name == "float32" else difference.mean())
     return found
 
 
-def _usual() -> list[SDPBackend]:
-    """The kernels that PyTorch may choose among with cuDNN's off."""
-    return [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+@torch.no_grad()
+def forced(student: Student, batch: PackedBatch, allowed: list[SDPBackend]) -> Tensor | str:
+    """Log-probs of a batch by these kernels alone, or why they cannot be had."""
+    assert student.layout is not None  # which is found by trying, with any kernel
+    try:
+        with sdpa_kernel(allowed):
+            return student.score(batch).log_probs
+    except RuntimeError as error:
+        return f"not taken: {str(error).splitlines()[0][:80]}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import gc
+import io
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,23 +13,15 @@ import torch
 
 from benchmarks import grpo, sft
 from benchmarks.common import Stopwatch
-from benchmarks.gpu_sections.lab import Lab, Outcome
-from slmreason.embedded.families import make_problems
+from benchmarks.gpu_sections.lab import Lab, Outcome, empty
+from benchmarks.real import GROUP, EndlessStudent, prompts_of
 from slmreason.rollout.engine import Sampling
-from slmreason.rollout.hf import HFEngine, sample
+from slmreason.rollout.hf import HFEngine
+from slmreason.rollout.sampling import sample
 from slmreason.rollout.steps import padded_prompts
 from slmreason.student import Student
 
-GROUP = 8
 Side = Callable[[], Sequence[float]]
-
-
-class EndlessStudent(Student):
-    """A student whose completions end at the token limit alone."""
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        return frozenset({-1})
 
 
 def decode_time(lab: Lab) -> Outcome:
@@ -40,18 +33,15 @@ def decode_time(lab: Lab) -> Outcome:
         for count in lab.sizes.decode_rows:
             rows[str(count)] = ours_ms(lab, student, count)
         fewest = lab.sizes.decode_rows[0]
+        rows[f"{fewest} by modules"] = ours_ms(lab, student, fewest, fast_weights=False)
         figures[f"generate, {'lora' if lora else 'full'}, {fewest} rows"] = generate_ms(lab, student, fewest)
         del student
         empty(lab)
     figures["sample alone"] = {str(count): sample_ms(lab, count) for count in lab.sizes.decode_rows}
     fewest = lab.sizes.decode_rows[0]
     ours, theirs = figures["full"][str(fewest)], figures[f"generate, full, {fewest} rows"]
-    figure = ", ".join(f"{count}: {ms:.3g} ms" for count, ms in figures["full"].items())
+    figure = ", ".join(f"{count}: {figures['full'][str(count)]:.3g} ms" for count in lab.sizes.decode_rows)
     return Outcome(f"{figure}; generate {theirs:.3g} ms", ours < theirs if lab.cuda else None, figures)
-
-
-def prompts_for(student: Student, rows: int) -> list[tuple[int, ...]]:
-    return [student.encode_question(p.question) for p in make_problems("chain", "train", max(1, rows // GROUP))]
 
 
 def per_step(lab: Lab, decode: Callable[[int], object]) -> float:
@@ -63,9 +53,10 @@ def per_step(lab: Lab, decode: Callable[[int], object]) -> float:
     return 1e3 * (taken[long] - taken[short]) / (long - short)
 
 
-def ours_ms(lab: Lab, student: Student, rows: int) -> float:
-    prompts = prompts_for(student, rows)
-    engine = HFEngine(max_sequences=rows, max_cache_tokens=1 << 20)
+def ours_ms(lab: Lab, student: Student, rows: int, **options: bool) -> float:
+    """Milliseconds of a step of HFEngine, with these options of it."""
+    prompts = prompts_of(student, rows)
+    engine = HFEngine(max_sequences=rows, max_cache_tokens=1 << 20, **options)
     return per_step(lab, lambda tokens: engine.generate(student, prompts, GROUP, Sampling(tokens)))
 
 
@@ -73,7 +64,7 @@ def ours_ms(lab: Lab, student: Student, rows: int) -> float:
 def generate_ms(lab: Lab, student: Student, rows: int) -> float:
     """The same of transformers' `generate`, with the same model, rows and sampling."""
     input_ids, attention_mask = (
-        tensor.repeat_interleave(GROUP, dim=0) for tensor in padded_prompts(student, prompts_for(student, rows))
+        tensor.repeat_interleave(GROUP, dim=0) for tensor in padded_prompts(student, prompts_of(student, rows))
     )
     network: Any = student.network
     return per_step(
@@ -89,13 +80,6 @@ def sample_ms(lab: Lab, rows: int) -> float:
     logits = lab.drawn(rows, lab.sizes.vocabulary)
     draws = torch.rand(rows, device=lab.device, dtype=torch.float64)
     return 1e3 * lab.seconds(lambda: sample(logits, Sampling(1), draws), repeats=10)
-
-
-def empty(lab: Lab) -> None:
-    """Gives back what nobody holds any more."""
-    gc.collect()
-    if lab.cuda:
-        torch.cuda.empty_cache()
 
 
 def grpo_step(lab: Lab) -> Outcome:
@@ -153,7 +137,8 @@ def beside_trl(lab: Lab, ours: Callable[[], Side], theirs: Callable[[], Side]) -
     if missing:
         return {**figures, "trl": f"not installed: {', '.join(missing)}"}
     try:
-        peer = list(theirs()())
+        with redirect_stdout(io.StringIO()):  # its log of each step
+            peer = list(theirs()())
     except Exception as error:  # a peer that cannot run here is no fault of ours, and ours has been measured
         return {**figures, "trl": f"failed: {type(error).__name__}: {str(error)[:300]}"}
     return {**figures, "trl": statistics.median(peer), "trl_each": peer}
