@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -34,6 +35,8 @@ PATIENCE = 3.0
 """A section is stopped after so many times its estimate, or at the end of the budget."""
 LEAST_S = 30.0
 """No section is stopped sooner, the end of the budget aside."""
+ROOM_BYTES = 4 << 30
+"""For the random model and checkpoints."""
 PATH = re.compile(r"(?<![\w.:/])(?:/[\w.+@~-]+){2,}/?")
 """Absolute paths in messages."""
 
@@ -54,10 +57,11 @@ def run_sections(
         A row for each section: name, verdict, figure, passes_when, seconds, figures.
     """
     deadline = (time.monotonic() if began is None else began) + budget
+    about = described(lab)
     rows: list[dict[str, Any]] = []
     broken = ""
     for section in sections:
-        write(out, rows, lab, running=section.name)
+        write(out, {**about, "running": section.name, "sections": rows})
         left = deadline - time.monotonic()
         if broken:
             row = skipped(section, f"the device is in an error state since {broken}; run it with --sections")
@@ -69,7 +73,7 @@ def run_sections(
                 broken = section.name
         rows.append(row)
         print(f"{section.name}: {row['verdict']}, {row['figure']} ({row['seconds']:.1f} s)", flush=True)
-        write(out, rows, lab)
+        write(out, {**about, "running": None, "sections": rows})
     return rows
 
 
@@ -154,22 +158,19 @@ def usable(lab: Lab) -> bool:
     return True
 
 
-def write(out: Path, rows: Sequence[dict[str, Any]], lab: Lab, running: str | None = None) -> None:
-    """Writes all that is known so far, whole or not at all.
-
-    Args:
-        running: the section that comes next, for whoever finds the file of a process that died.
-    """
+def described(lab: Lab) -> dict[str, Any]:
+    """What a file says beside its sections: command, versions, machine, device, sizes."""
     from dataclasses import asdict
-
-    import torch
 
     from benchmarks.common import about
     from benchmarks.gpu_sections.machine import device_facts
 
-    result = {**about(), "device": lab.device.type, "sizes": asdict(lab.sizes), "running": running, "sections": rows}
-    if usable(lab):
-        result["facts"] = {**device_facts(lab), "threads": torch.get_num_threads()}
+    return {**about(), "device": device_facts(lab), "sizes": asdict(lab.sizes)}
+
+
+def write(out: Path, result: dict[str, Any]) -> None:
+    """Writes all that is known so far, whole or not at all. `running` names the section that comes next, for whoever
+    finds the file of a process that died."""
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / f".{FILE}.{os.getpid()}"
     temporary.write_text(json.dumps(tidied(result), indent=1) + "\n")
@@ -213,6 +214,13 @@ def chosen(names: Sequence[str] | None, sections: Sequence[Section]) -> list[Sec
     return [section for section in sections if names is None or section.name in names]
 
 
+def in_memory() -> Path | None:
+    """A folder of the machine's memory that has room for the random model; None where there is none."""
+    memory = Path("/dev/shm")
+    has_room = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM_BYTES
+    return memory if has_room else None
+
+
 def parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--budget", type=float, default=330, help="seconds for everything, imports included")
@@ -250,8 +258,7 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here (--device cpu tries the script at toy size)")
     quiet()
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as scratch:
+    with tempfile.TemporaryDirectory(dir=in_memory(), prefix="benchmarks-gpu-") as scratch:
         lab = Lab(options.device, Path(scratch))
         clean(lab)
         rows = run_sections(sections, lab, options.budget, options.out, began)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import peak_bytes
@@ -149,7 +148,7 @@ def kernels(lab: Lab) -> Outcome:
 
 def by_kind(lab: Lab, student: Student, batch: PackedBatch) -> dict[str, Any]:
     """Milliseconds and calls of the kernels (on a CPU of the operations) of one pass, by kind, and the ten longest."""
-    kind_of_device = DeviceType.CUDA if lab.cuda else DeviceType.CPU
+    device = "CUDA" if lab.cuda else "CPU"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if lab.cuda else [])]
     with profile(activities=activities, acc_events=True) as found:
         pass_through(student, batch)
@@ -159,7 +158,7 @@ def by_kind(lab: Lab, student: Student, batch: PackedBatch) -> dict[str, Any]:
     calls: Counter[str] = Counter()
     longest: list[tuple[float, str]] = []
     for event in found.key_averages():
-        if event.device_type != kind_of_device:
+        if event.device_type.name != device:
             continue
         spent = (event.self_device_time_total if lab.cuda else event.self_cpu_time_total) / 1e3
         kind = next((name for name, pattern in KINDS if re.search(pattern, event.key, re.IGNORECASE)), "other")

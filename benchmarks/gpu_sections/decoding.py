@@ -98,21 +98,25 @@ def graphs(lab: Lab) -> Outcome:
     """Recorded decoding steps beside plain ones: the same tokens in float32, and milliseconds of a step in bfloat16."""
     if not lab.cuda:
         raise Skip("steps are recorded on a CUDA device")
+    return beside_plain(lab, "recorded", cuda_graphs=True)
+
+
+def beside_plain(lab: Lab, name: str, **options: bool) -> Outcome:
+    """HFEngine with some options beside HFEngine as it is."""
+    sides: dict[str, dict[str, bool]] = {name: options, "plain": {}}
+    drawn = Sampling(lab.sizes.completion, seed=3)
     with products_in("highest"):
         student = lab.small()
         prompts = [student.encode_question(p.question) for p in make_problems("chain", "train", lab.sizes.problems)]
-        sides = [
-            HFEngine(cuda_graphs=recorded).generate(student, prompts, GROUP, Sampling(lab.sizes.completion, seed=3))
-            for recorded in (True, False)
-        ]
-    figures: dict[str, Any] = {"same": same_share(sides[0], sides[1])}
+        ours, theirs = (HFEngine(**side).generate(student, prompts, GROUP, drawn) for side in sides.values())
+    figures: dict[str, Any] = {"same": same_share(ours, theirs)}
     for lora in (False, True):
         large = lab.large(lora, EndlessStudent)
         for rows in lab.sizes.decode_rows:
-            ours = [ours_ms(lab, large, rows, cuda_graphs=recorded) for recorded in (True, False)]
-            figures[f"{'lora' if lora else 'full'}, {rows} rows"] = {"recorded_ms": ours[0], "plain_ms": ours[1]}
+            found = {f"{side}_ms": ours_ms(lab, large, rows, **sides[side]) for side in sides}
+            figures[f"{'lora' if lora else 'full'}, {rows} rows"] = found
         del large
         empty(lab)
     first = figures[f"full, {lab.sizes.decode_rows[0]} rows"]
-    figure = f"{figures['same']:.0%} the same, {first['recorded_ms']:.3g} ms, without {first['plain_ms']:.3g} ms"
+    figure = f"{figures['same']:.0%} the same; " + ", ".join(f"{side} {ms:.3g}" for side, ms in first.items())
     return Outcome(figure, figures["same"] >= SAME, figures)

@@ -27,7 +27,6 @@ def environment(lab: Lab) -> Outcome:
         "product_tflops": product_rate / 1e12,
         "copy_gb_per_s": copy_rate / 1e9,
         "attention_kernels": chosen_kernels(lab),
-        **device_facts(lab),
     }
     passed = None
     if lab.peak_flops is not None:
@@ -38,10 +37,10 @@ def environment(lab: Lab) -> Outcome:
 def device_facts(lab: Lab) -> dict[str, Any]:
     """What the device and its libraries say of themselves."""
     if not lab.cuda:
-        return {"device": "cpu"}
+        return {"name": "cpu"}
     properties = torch.cuda.get_device_properties(lab.device)
     return {
-        "device": properties.name,
+        "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "memory_gib": properties.total_memory / 2**30,
         "free_gib": torch.cuda.mem_get_info()[0] / 2**30,

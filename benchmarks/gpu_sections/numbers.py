@@ -206,5 +206,5 @@ def forced(student: Student, batch: PackedBatch, allowed: list[SDPBackend]) -> T
     try:
         with sdpa_kernel(allowed):
             return student.score(batch).log_probs
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ImportError) as error:
         return f"not taken: {str(error).splitlines()[0][:80]}"

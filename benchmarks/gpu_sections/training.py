@@ -27,6 +27,9 @@ from slmreason.student import Student
 from slmreason.trainer import with_strategy
 
 RATE = 1e-5
+CLOSE = 0.02
+"""Share of an update by which another may be off that should be the same. AdamW makes steps of the rate's size of what
+rounding, or kernels that add in any order, leave of gradients near zero."""
 
 
 def fit(
@@ -49,10 +52,10 @@ def fit(
     dataset = PackedDataset(examples, plan, 1, student.pad_token_id, hidden_size=student.hidden_size)
     module = SFTModule(student, RATE, epochs=epochs)
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-                             "enable_model_summary": False}  # fmt: skip
+                             "enable_model_summary": False, "use_distributed_sampler": False}  # fmt: skip
     made = L.Trainer(max_epochs=epochs, accelerator=lab.device.type, devices=1, callbacks=list(callbacks),
                      plugins=[SafetensorsIO()], **quiet, **with_strategy(trainer))  # fmt: skip
-    loader: Any = DataLoader(dataset, batch_size=None)
+    loader: Any = DataLoader(dataset, batch_size=None)  # type: ignore[arg-type]
     made.fit(module, loader, ckpt_path=None if checkpoint is None else str(checkpoint))
     return module
 
@@ -124,7 +127,7 @@ def lora(lab: Lab) -> Outcome:
     moved = apart(trained(student), before)
     kept = max(worst(p, base[n]) for n, p in student.network.named_parameters() if n in base)
     kinds = {str(p.dtype) for p in student.trainable_parameters()}
-    figures = {"moved": moved, "base_moved": kept, "adapters": sorted(kinds), **folded(lab)}
+    figures: dict[str, Any] = {"moved": moved, "base_moved": kept, "adapters": sorted(kinds), **folded(lab)}
     passed = moved > 0 and kept == 0 and kinds == {"torch.float32"}
     passed = passed and figures["folded_to_adapters"] < 1e-4 and figures["reference_to_base"] < 1e-5
     figure = f"adapters {', '.join(sorted(kinds))}, folded {figures['folded_to_adapters']:.1g}"
@@ -167,8 +170,7 @@ def fsdp(lab: Lab) -> Outcome:
                               "off_by": off_by(ours, theirs, start)}  # fmt: skip
     full, half = figures["32-true"]["off_by"], figures["bf16-true"]["off_by"]
     figure = f"updates off by {full:.1g}, in bf16 by {half:.1g}"
-    # AdamW turns rounding of gradients near zero into steps of the rate's size.
-    passed = full < 0.02 and half < 0.2 and all(row["moved"] > 0 for row in figures.values())
+    passed = full < CLOSE and half < 10 * CLOSE and all(row["moved"] > 0 for row in figures.values())
     return Outcome(figure, passed, figures)
 
 
@@ -192,9 +194,10 @@ def resume(lab: Lab) -> Outcome:
     with unheard("lightning.pytorch"):
         module = fit(lab, second, 2, epochs=2, checkpoint=path, precision="bf16-true")
     assert module.student.policy_version == 4
-    difference, moved = apart(trained(second), trained(whole)), apart(trained(whole), start)
-    figures = {"apart": difference, "moved": moved}
-    return Outcome(f"apart {difference:.1g}, of {moved:.1g} moved", moved > 0 and difference <= RATE / 10, figures)
+    ours, theirs = trained(second), trained(whole)
+    figures = {"apart": apart(ours, theirs), "moved": apart(theirs, start), "off_by": off_by(ours, theirs, start)}
+    passed = figures["moved"] > 0 and figures["off_by"] < CLOSE
+    return Outcome(f"update off by {figures['off_by']:.1g}", passed, figures)
 
 
 @contextmanager
