@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.gpu import FILE, chosen, run_sections, table, without_paths
 from benchmarks.gpu_sections import SECTIONS, Lab, Outcome, Section, Skip
 from benchmarks.gpu_sections.decoding import beside_plain
+from benchmarks.gpu_sections.lab import worst
 
 ABSENT = ("math_verify", "jsonargparse", "openai", "vllm", "trl", "datasets")
 """Packages that a machine with a GPU may be without."""
@@ -148,6 +150,10 @@ def test_engine_options_are_put_beside_none(tmp_path: Path) -> None:
     assert outcome.passed
     assert outcome.figures["same"] == 1
     assert outcome.figures["lora, 16 rows"].keys() == {"modules_ms", "plain_ms"}
+
+
+def test_nan_is_no_small_difference() -> None:
+    assert worst(torch.tensor([0.0, float("nan")]), torch.zeros(2)) == float("inf")
 
 
 def test_sections_are_chosen_by_name_in_their_own_order() -> None:

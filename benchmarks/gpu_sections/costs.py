@@ -119,6 +119,8 @@ def adamw(lab: Lab) -> Outcome:
             optimizer = torch.optim.AdamW(parameters, 1e-6, weight_decay=0.0, fused=True)
         else:
             optimizer = make_adamw(parameters, 1e-6, 0.0, fused=name == "fused")
+            for group in optimizer.param_groups:
+                group["foreach"] = name == "foreach"
         figures[name] = 1e3 * lab.seconds(optimizer.step, repeats=5)
         del optimizer
         gc.collect()

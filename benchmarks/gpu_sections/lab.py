@@ -197,8 +197,13 @@ def pass_through(student: Student, batch: PackedBatch) -> None:
 
 
 def worst(ours: Tensor, theirs: Tensor) -> float:
-    """The largest absolute difference, wherever the two lie."""
-    return float((ours.detach().cpu().float() - theirs.detach().cpu().float()).abs().max())
+    """The largest absolute difference, wherever the two lie; infinite where there is NaN, which no `max` would keep."""
+    return sound(float((ours.detach().cpu().float() - theirs.detach().cpu().float()).abs().max()))
+
+
+def sound(value: float) -> float:
+    """The number, or infinity in place of NaN."""
+    return float("inf") if value != value else value
 
 
 def empty(lab: Lab) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
-from benchmarks.gpu_sections.lab import Lab, Outcome
+from benchmarks.gpu_sections.lab import Lab, Outcome, worst
 
 NEAR = 0.75
 """Share of the usual rates that a sound device reaches."""
@@ -102,7 +102,7 @@ def cudnn(lab: Lab) -> Outcome:
             figures["on" if allowed else "off"] = {**trained, **_decoding_calls(lab)}
     finally:
         torch.backends.cuda.enable_cudnn_sdp(kept)
-    apart = [float((a - b).abs().max()) for a, b in zip(results[False], results[True], strict=True)]
+    apart = [worst(a, b) for a, b in zip(results[False], results[True], strict=True)]
     figures["largest_difference_on_off"] = max(apart)
     off, on = figures["off"], figures["on"]
     cheap = off["training_new_ms"] < 5 * off["training_again_ms"] + 5
