@@ -169,7 +169,7 @@ def estimate(
     )
 
 
-def sampling_bytes(engine: RolloutEngine, shape: Shape, longest: int, device_bytes: float) -> float:
+def sampling_bytes(engine: RolloutEngine, student: Student, shape: Shape, longest: int, device_bytes: float) -> float:
     """What a rollout engine takes while it samples: cached keys and values and logits, or vLLM's share of the device.
 
     Args:
@@ -178,8 +178,9 @@ def sampling_bytes(engine: RolloutEngine, shape: Shape, longest: int, device_byt
     if isinstance(engine, VLLMEngine):
         return engine.gpu_memory_utilization * device_bytes
     if isinstance(engine, HFEngine):
-        tokens = min(engine.max_cache_tokens, engine.max_sequences * longest)
-        rows = min(engine.max_sequences, max(1, engine.max_cache_tokens // longest))
+        max_sequences, max_cache_tokens = engine.limits(student)
+        tokens = min(max_cache_tokens, max_sequences * longest)
+        rows = min(max_sequences, max(1, max_cache_tokens // longest))
         return tokens * 2 * shape.keys * shape.layers * shape.width + 3 * 4 * rows * shape.vocabulary
     return 0.0
 
@@ -220,7 +221,7 @@ def report_memory(
         longest: tokens of a prompt with its completion; a sequence beyond the budget is a micro-batch of its own.
     """  # fmt: skip
     shape, has = shape_of(student, precision), device_bytes(device)
-    tokens, sampling = max(token_budget, longest), sampling_bytes(engine, shape, longest, has)
+    tokens, sampling = max(token_budget, longest), sampling_bytes(engine, student, shape, longest, has)
 
     def needed(budget: int) -> Memory:
         return estimate(shape, budget, longest, shards, reference, sampling)

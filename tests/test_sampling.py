@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from slmreason.rollout import hf
-from slmreason.rollout.engine import Sampling
+from slmreason.rollout.engine import EngineError, Sampling
 from slmreason.rollout.hf import HFEngine, sample, uniforms
-from slmreason.rollout.worker import EngineError
 from slmreason.student import Student
 
 LARGE = 151_936

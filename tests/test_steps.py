@@ -12,11 +12,10 @@ from benchmarks.common import peak_bytes
 from slmreason.embedded.families import make_problems
 from slmreason.rollout import hf, steps
 from slmreason.rollout import lean as lean_steps
-from slmreason.rollout.engine import Sampling
+from slmreason.rollout.engine import EngineError, Sampling
 from slmreason.rollout.hf import HFEngine, _without_gaps
 from slmreason.rollout.lean import LeanSteps, StaticSteps
 from slmreason.rollout.steps import PlainSteps, is_lean, prefill
-from slmreason.rollout.worker import EngineError
 from slmreason.student import Lora, Student
 from tests.models import make_checkpoint
 

@@ -107,7 +107,7 @@ class HFEngine(RolloutEngine):
             return results
         apart = decoding_of(student).equal_lengths
         lengths = [len(prompt) for prompt in prompts]
-        for chunk, copies in self._plan(lengths, group_size, sampling.max_new_tokens, self._limits(student), apart):
+        for chunk, copies in self._plan(lengths, group_size, sampling.max_new_tokens, self.limits(student), apart):
             draws = torch.cat([
                 uniforms(sampling, prompts[i], len(results[i]), copies) for i in chunk
             ])  # fmt: skip
@@ -121,7 +121,7 @@ class HFEngine(RolloutEngine):
                 progress(done)
         return results
 
-    def _limits(self, student: Student) -> tuple[int, int]:
+    def limits(self, student: Student) -> tuple[int, int]:
         """(completions side by side, cached tokens)"""
         sequences, tokens = LIMITS
         if student.device.type == "cuda":
