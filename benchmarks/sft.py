@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="steps in a turn; the first is not counted")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     quiet()
@@ -153,7 +154,8 @@ def main() -> None:
         for shape in options.shapes:
             folder = model_folder(shape, Path(scratch))
             sides = {
-                name: make(folder, pairs, options.steps, options.device, Stopwatch) for name, make in makers.items()
+                name: make(folder, pairs, options.steps, options.device, Stopwatch, options.dtype)
+                for name, make in makers.items()
             }
             row = {"model": shape, "data": "gsm8k" if options.data else "embedded chain",
                    **compared(alternate(sides, options.rounds), more_is_better=True)}  # fmt: skip

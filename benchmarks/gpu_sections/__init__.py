@@ -41,9 +41,9 @@ SECTIONS = (
     Section("grpo_step", speed.grpo_step, 40, "faster than TRL"),
     Section("sft", speed.sft_rate, 30, "faster than TRL"),
     Section("memory", costs.memory, 14, "estimate within 40 % of the peak"),
-    Section("head", costs.head_cost, 7, "figures"),
+    Section("head", costs.head_cost, 7, "nothing: figures"),
     Section("adamw", costs.adamw, 7, "finite; figures"),
-    Section("profile", costs.kernels, 8, "figures"),
+    Section("profile", costs.kernels, 8, "nothing: figures"),
     Section("varlen", costs.varlen, 8, "gradient cosine 0.99 to that with a mask"),
     Section("graphs", decoding.graphs, 25, "95 % of draws as without"),
 )
