@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.gpu import FILE, chosen, run_sections, table, without_paths
 from benchmarks.gpu_sections import SECTIONS, Lab, Outcome, Section, Skip
 from benchmarks.gpu_sections.decoding import beside_plain
 from benchmarks.gpu_sections.lab import worst
+from slmreason.batching import PackedBatch, collate
+from slmreason.rollout.sampling import sample
 
 ABSENT = ("math_verify", "jsonargparse", "openai", "vllm", "trl", "datasets")
 """Packages that a machine with a GPU may be without."""
@@ -150,6 +153,36 @@ def test_engine_options_are_put_beside_none(tmp_path: Path) -> None:
     assert outcome.passed
     assert outcome.figures["same"] == 1
     assert outcome.figures["lora, 16 rows"].keys() == {"modules_ms", "plain_ms"}
+
+
+def continued(*args: Any, **options: Any) -> PackedBatch:
+    """A batch whose position ids do not start again with each sequence."""
+    batch = collate(*args, **options)
+    batch.position_ids = torch.arange(batch.position_ids.shape[1]).repeat(len(batch.position_ids), 1)
+    return batch
+
+
+def off_by_a_hundredth(*args: Any) -> tuple[Tensor, Tensor]:
+    token, log_prob = sample(*args)
+    return token, log_prob + 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "broken"),
+    [
+        ("mask", "benchmarks.gpu_sections.numbers.collate", continued),
+        ("decode", "slmreason.rollout.hf.sample", off_by_a_hundredth),
+        ("lora", "slmreason.weights.Adapter._apply", torch.nn.Linear._apply),
+        ("resume", "slmreason.optimizer.MasterAdamW.load_state_dict", torch.optim.AdamW.load_state_dict),
+    ],
+)
+def test_a_section_fails_where_what_it_looks_at_is_broken(
+    name: str, target: str, broken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, broken)
+    (row,) = run_sections(chosen([name], SECTIONS), Lab("cpu", tmp_path), 100, tmp_path)
+    assert row["verdict"] == "failed"
+    assert "error" not in row
 
 
 def test_nan_is_no_small_difference() -> None:

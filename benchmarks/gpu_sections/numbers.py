@@ -139,7 +139,7 @@ def mask(lab: Lab) -> Outcome:
 
 def one_row(student: Student, examples: Sequence[Example]) -> PackedBatch:
     """All examples in a row, where the layout allows it. Wide layers make rows long."""
-    return collate(examples, student.pad_token_id, hidden_size=1 << 16).to(student.device)
+    return collate(examples, student.pad_token_id, hidden_size=1 << 30).to(student.device)
 
 
 def pieces(student: Student, batch: PackedBatch) -> list[Tensor]:
@@ -149,14 +149,17 @@ def pieces(student: Student, batch: PackedBatch) -> list[Tensor]:
 
 
 def leaking(student: Student, count: int) -> tuple[float, float]:
-    """(how far the others' log-probs move when one sequence of a row changes, how far its own do)"""
+    """(how far the others' log-probs move when the first sequence of the first row changes, how far its own do)"""
     examples = solutions(student, count)
-    before = pieces(student, one_row(student, examples))
-    first = examples[0]
-    examples[0] = Example(first.prompt_ids[::-1], first.target_ids[::-1], first.problem_id, first.origin)
+    batch = one_row(student, examples)
+    assert len(batch.order) > len(batch.input_ids)
+    before = pieces(student, batch)
+    first = batch.order[0]  # of its row, which those behind it would see
+    old = examples[first]
+    examples[first] = Example(old.prompt_ids[::-1], old.target_ids[::-1], old.problem_id, old.origin)
     after = pieces(student, one_row(student, examples))
-    others = [worst(a, b) for a, b in zip(after[1:], before[1:], strict=True)]
-    return max(others), worst(after[0], before[0])
+    moved = [worst(a, b) for a, b in zip(after, before, strict=True)]
+    return max(moved[:first] + moved[first + 1 :]), moved[first]
 
 
 def bundling(student: Student, count: int) -> float:
