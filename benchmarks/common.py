@@ -16,8 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from lightning.pytorch.callbacks import Callback
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from slmreason.embedded.families import make_problems, rebuild, write_solution
+from slmreason.records import Example
+from slmreason.student import Student
 
 PACKAGES = ("slmreason", "torch", "transformers", "trl", "lightning", "peft", "math-verify", "datasets")
 SHAPES: dict[str, dict[str, Any]] = {
@@ -37,8 +42,15 @@ def embedded_folder() -> str:
     return str(resolve_model("embedded:qwen2"))
 
 
-def random_model(folder: Path, shape: str, vocab_size: int | None = None, positions: int = 2048) -> str:
-    """Writes a Qwen2 with random weights and the embedded student's tokenizer; gives its folder."""
+def random_model(
+    folder: Path, shape: str, vocab_size: int | None = None, positions: int = 2048, dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> str:  # fmt: skip
+    """Writes a Qwen2 with random weights and the embedded student's tokenizer; gives its folder.
+
+    Args:
+        device: where the weights are drawn; half a billion take seconds on a CPU.
+    """
     tokenizer = AutoTokenizer.from_pretrained(embedded_folder())
     sizes = SHAPES[shape]
     heads = sizes["num_attention_heads"]
@@ -49,7 +61,9 @@ def random_model(folder: Path, shape: str, vocab_size: int | None = None, positi
     )  # fmt: skip
     assert sizes["hidden_size"] % heads == 0
     torch.manual_seed(0)
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    with torch.device(device):
+        model: Any = Qwen2ForCausalLM(config)
+    model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -71,6 +85,16 @@ def model_folder(shape: str, folder: Path) -> str:
         pretrain(student, RECIPES["qwen2"], steps=40, sequences=48, log_every=0)
         student.save(Path(path))
     return path
+
+
+def solutions(student: Student, count: int) -> list[Example]:
+    """Problems of the chain family with their worked solutions."""
+    problems = make_problems("chain", "train", count)
+    texts = [write_solution([step.text for step in rebuild(p.id).steps], p.answer) for p in problems]
+    return [
+        Example(student.encode_question(p.question), student.encode_target(text), p.id, "teacher")
+        for p, text in zip(problems, texts, strict=True)
+    ]
 
 
 def plain_model(folder: str, **options: Any) -> tuple[Any, Any]:
@@ -103,6 +127,7 @@ def compared(found: dict[str, list[float]], ours: str = "ours", more_is_better: 
 def quiet() -> None:
     """The libraries' warnings are not what one looks for in a benchmark."""
     warnings.filterwarnings("ignore")
+    transformers.logging.disable_progress_bar()
     for name in ("lightning.pytorch", "transformers", "trl"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -115,15 +140,19 @@ def timed(function: Callable[[], object]) -> float:
 
 
 class Stopwatch:
-    """Seconds between `begin` and `end`."""
+    """Seconds between `begin` and `end`, and until a GPU is done."""
 
     def __init__(self) -> None:
         self.found: list[float] = []
 
     def begin(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self._began = time.perf_counter()
 
     def end(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.found.append(time.perf_counter() - self._began)
 
 
@@ -198,6 +227,13 @@ def meter_trl(meter: Meter) -> Any:
 
 def save(out: Path | None, rows: Any) -> None:
     """Prints a result and, if asked to, writes it with the command, the machine and the versions."""
+    print(json.dumps(rows, indent=1))
+    if out is not None:
+        out.write_text(json.dumps({**about(), "rows": rows}, indent=1) + "\n")
+
+
+def about() -> dict[str, Any]:
+    """The command that made a result, the machine, and the versions."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -205,16 +241,12 @@ def save(out: Path | None, rows: Any) -> None:
         except PackageNotFoundError:
             continue
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    result = {
+    return {
         "command": f"python -m benchmarks.{Path(sys.argv[0]).stem} {' '.join(_shown(sys.argv[1:]))}".strip(),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), **gpu},
         "python": platform.python_version(),
         "versions": versions,
-        "rows": rows,
     }
-    print(json.dumps(rows, indent=1))
-    if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _shown(args: Sequence[str]) -> list[str]:

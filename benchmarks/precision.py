@@ -21,11 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import quiet, save
+from benchmarks.common import quiet, save, solutions
 from slmreason.batching import collate
-from slmreason.embedded.families import make_problems, rebuild, write_solution
 from slmreason.optimizer import MASTER, make_adamw
-from slmreason.records import Example
 from slmreason.student import Lora, Student
 
 HIDDEN = 896
@@ -111,11 +109,12 @@ def trained(learning_rate: float, steps: int, lora: Lora | None) -> dict[str, An
     }  # fmt: skip
 
 
-def sft_update(side: str, learning_rate: float, steps: int, lora: Lora | None) -> Tensor:
+def sft_update(side: str, learning_rate: float, steps: int, lora: Lora | None, device: str = "cpu") -> Tensor:
     """What training adds to the weights: float32, flat; the copies' update where there are copies."""
     torch.manual_seed(0)
     student = Student("embedded:qwen2", lora=lora, instruction="")
     student.to(torch.float32 if side == "float32" else torch.bfloat16)
+    student.to(device)
     parameters = student.trainable_parameters()
     if side == "plain":  # as it was: adapters are rounded too
         for parameter in parameters:
@@ -131,20 +130,10 @@ def sft_update(side: str, learning_rate: float, steps: int, lora: Lora | None) -
     for step in range(steps):
         batch = collate(examples[32 * step : 32 * (step + 1)], student.pad_token_id, hidden_size=student.hidden_size)
         optimizer.zero_grad()
-        (-student.score(batch).log_probs.mean()).backward()
+        (-student.score(batch.to(device)).log_probs.mean()).backward()
         optimizer.step()
     ends = [optimizer.state[parameter].get(MASTER, parameter.detach()).float() for parameter in parameters]
     return torch.cat([(end - begin).flatten() for end, begin in zip(ends, start, strict=True)])
-
-
-def solutions(student: Student, count: int) -> list[Example]:
-    """Problems of the chain family with their worked solutions."""
-    problems = make_problems("chain", "train", count)
-    texts = [write_solution([step.text for step in rebuild(p.id).steps], p.answer) for p in problems]
-    return [
-        Example(student.encode_question(p.question), student.encode_target(text), p.id, "teacher")
-        for p, text in zip(problems, texts, strict=True)
-    ]
 
 
 def main() -> None:

@@ -12,9 +12,10 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.common import (
@@ -39,6 +40,7 @@ from slmreason.student import Student
 
 LEARNING_RATE = 1e-5
 BATCH_TOKENS = 8192
+DType = Literal["float32", "bfloat16"]
 
 
 def conversations(data: str | None, count: int) -> list[tuple[str, str]]:
@@ -56,16 +58,17 @@ class Ours:
     """Our module in Lightning, a token budget a step."""
 
     def __init__(
-        self, folder: str, pairs: Sequence[tuple[str, str]], steps: int, device: str, meter: type[Meter]
-    ) -> None:
-        self.student = Student(folder, instruction="")
+        self, folder: str, pairs: Sequence[tuple[str, str]], steps: int, device: str, meter: type[Meter],
+        dtype: DType = "float32", batch_tokens: int = BATCH_TOKENS,
+    ) -> None:  # fmt: skip
+        self.student = Student(folder, instruction="", dtype=dtype)
         self.device, self.meter = device, meter
         encode = self.student
         self.examples = [
             Example(encode.encode_question(question), encode.encode_target(solution), "", "teacher")
             for question, solution in pairs
         ]
-        self.plan = plan_batches([len(example) for example in self.examples], BATCH_TOKENS)[:steps]
+        self.plan = plan_batches([len(example) for example in self.examples], batch_tokens)[:steps]
 
     def __call__(self) -> Sequence[float]:
         meter = self.meter()
@@ -85,10 +88,14 @@ class Theirs:
     """TRL's trainer with packing: as many rows of 1,024 tokens a step as hold the same number of tokens."""
 
     def __init__(
-        self, folder: str, pairs: Sequence[tuple[str, str]], steps: int, device: str, meter: type[Meter]
-    ) -> None:
+        self, folder: str, pairs: Sequence[tuple[str, str]], steps: int, device: str, meter: type[Meter],
+        dtype: DType = "float32", batch_tokens: int = BATCH_TOKENS,
+    ) -> None:  # fmt: skip
         self.model, self.tokenizer = plain_model(folder)
+        self.model.to(getattr(torch, dtype))
         self.pairs, self.steps, self.device, self.meter = pairs, steps, device, meter
+        self.row_tokens = min(1024, batch_tokens)
+        self.rows = batch_tokens // self.row_tokens
 
     def __call__(self) -> Sequence[float]:
         from datasets import Dataset
@@ -102,7 +109,7 @@ class Theirs:
         counts: list[int] = []
         with tempfile.TemporaryDirectory() as folder:
             config = SFTConfig(
-                output_dir=folder, packing=True, max_length=1024, per_device_train_batch_size=BATCH_TOKENS // 1024,
+                output_dir=folder, packing=True, max_length=self.row_tokens, per_device_train_batch_size=self.rows,
                 learning_rate=LEARNING_RATE, lr_scheduler_type="constant", max_steps=self.steps, save_strategy="no",
                 gradient_checkpointing=False, use_cpu=self.device == "cpu", report_to="none", disable_tqdm=True,
                 bf16=False, logging_steps=1000, completion_only_loss=True, dataloader_pin_memory=False,
@@ -136,6 +143,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="steps in a turn; the first is not counted")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     quiet()
@@ -146,7 +154,8 @@ def main() -> None:
         for shape in options.shapes:
             folder = model_folder(shape, Path(scratch))
             sides = {
-                name: make(folder, pairs, options.steps, options.device, Stopwatch) for name, make in makers.items()
+                name: make(folder, pairs, options.steps, options.device, Stopwatch, options.dtype)
+                for name, make in makers.items()
             }
             row = {"model": shape, "data": "gsm8k" if options.data else "embedded chain",
                    **compared(alternate(sides, options.rounds), more_is_better=True)}  # fmt: skip
