@@ -659,7 +659,8 @@ class Curriculum:
             self._bridged = len(stage.results)
             append_records(folder / "bridge.jsonl", new)
             append_records(folder / "rejects.jsonl", bridge_rejects(new))
-            if new:
+            is_first = len(new) == len(stage.results)
+            if new and (is_first or any(result.chosen is None for result in new)):
                 log.info("%s, %s", label_of(change.place), without_trace(new))
         text = self.student.tokenizer.decode
         rows = [

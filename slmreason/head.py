@@ -44,7 +44,7 @@ def token_scores(
         gradient and are None when not asked for.
     """
     dtype = compute_dtype(weight)
-    if hidden.shape[0] * weight.shape[0] <= _chunk_elements(weight) and not _has_wide_products(
+    if hidden.shape[0] * weight.shape[0] <= chunk_elements(weight) and not _has_wide_products(
         weight.device.type, dtype
     ):
         logits = functional.linear(hidden, weight, bias)
@@ -212,10 +212,11 @@ def _has_wide_products(device_type: str, dtype: torch.dtype) -> bool:
     return bool((total == 17).all())
 
 
-def _chunk_elements(weight: Tensor) -> int:
+def chunk_elements(weight: Tensor) -> int:
+    """Logits that are made at a time on the device of the vocabulary projection's weight."""
     return CHUNK_ELEMENTS if weight.device.type == "cpu" else CHUNK_ELEMENTS_ELSEWHERE
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    size = max(1, _chunk_elements(weight) // weight.shape[0])
+    size = max(1, chunk_elements(weight) // weight.shape[0])
     return (slice(start, start + size) for start in range(0, len(hidden), size))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from slmreason.head import CHUNK_ELEMENTS
+from slmreason.head import CHUNK_ELEMENTS, chunk_elements
 from slmreason.optimizer import HALF
 from slmreason.rollout.engine import RolloutEngine
 from slmreason.rollout.hf import HFEngine
@@ -59,6 +59,8 @@ class Shape:
     plain_head: bool
     """Logits are made a chunk at a time."""
     trains_head: bool
+    chunk_elements: int = CHUNK_ELEMENTS
+    """How many logits a chunk has."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def shape_of(student: Student, precision: str = "32-true") -> Shape:
         checkpointing=bool(student.base_model.is_gradient_checkpointing),
         plain_head=has_plain_head(student.network),
         trains_head=any(p.requires_grad for p in head.parameters()),
+        chunk_elements=chunk_elements(next(head.parameters())),
     )
 
 
@@ -148,10 +151,10 @@ def estimate(
         sampling: bytes that the rollout engine takes while it samples.
     """
     elements = tokens * 2 / 3 * shape.vocabulary
-    if not shape.plain_head or elements <= CHUNK_ELEMENTS:
+    if not shape.plain_head or elements <= shape.chunk_elements:
         logits = 3 * 4 * elements
     else:
-        logits = 2 * 4 * CHUNK_ELEMENTS + (4 * shape.vocabulary * shape.hidden if shape.trains_head else 0)
+        logits = 2 * 4 * shape.chunk_elements + (4 * shape.vocabulary * shape.hidden if shape.trains_head else 0)
     layer = layer_bytes(shape, row_length) * tokens
     activations = layer * shape.layers
     if shape.checkpointing:  # each layer's input, and one layer that is made again once the logits are gone
