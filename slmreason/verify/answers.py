@@ -19,6 +19,7 @@ from typing import NamedTuple
 from slmreason.verify.bounds import too_large
 from slmreason.verify.choices import choice_letter, chosen
 from slmreason.verify.extract import final_answer
+from slmreason.verify.intervals import as_intervals
 from slmreason.verify.notation import is_words, last_boxed, same_text, tidy
 from slmreason.verify.pool import DEFAULT, RIGHT, WRONG, Limits, Pair, Ruling, shared_pool
 from slmreason.verify.quantities import (
@@ -49,6 +50,8 @@ __all__ = [
 
 MAX_GOLD_CHARS = 4 * MAX_ANSWER_CHARS
 TOO_LARGE = Ruling(False, "too large")
+FLOAT_NOISE = Fraction(1, 10**13)
+"""By what share a float64 may be off after some sums."""
 MAX_FORMS = 4
 """So many ways to write one answer may stand side by side."""
 PLACES = 6
@@ -59,6 +62,9 @@ _NAME = re.compile(
     r"(?:\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*|\\text\s*\{[^{}]*\}|\\angle\s*\w+|\\[a-z]+\s*\{\w+\}"
     r"|[a-zA-Z][a-zA-Z ]{0,40})"
     r"(?:\s*\([^()=]*\)|\s*\\text\s*\{[^{}]*\})?"
+)
+_MODULUS = re.compile(
+    r"\s*(?:\\pmod\s*(?:\{[^{}]*\}|\w+)|\(?\s*\\b?mod(?![a-z])\s*(?:\{[^{}]*\}|\w+)\s*\)?|\\text\s*\{\s*\(?mod\s*\w+\)?\s*\})$"
 )
 _PAIR_OF_BRACKETS = re.compile(r"\\?[{(\[](.*?)\\?[})\]]", re.DOTALL)
 _OPENING = re.compile(r"\s*(?:\\?\{|[(\[]|\\begin|\\l(?:angle|floor|ceil))")
@@ -186,7 +192,7 @@ def _value_plan(answer: str, gold: str, margin: Margin) -> _Plan:
     if bases[0] or bases[1]:
         return _bases_plan(mine, theirs, *bases)
     wanted = _expanded(gold)
-    if len(wanted) > 1:
+    if len(wanted) > 1 and not ("\\infty" in answer and as_intervals(gold)):
         return _list_plan(answer, wanted, margin, any_order="\\pm" in answer + gold)
     return _single_plan(mine, theirs, answer, gold, margin)
 
@@ -222,14 +228,27 @@ def _close(mine: Exact, theirs: Exact, margin: Margin) -> bool:
         return True
     if mine.is_decimal == theirs.is_decimal:
         return False
+    whole = theirs.value if mine.is_decimal else mine.value
+    if whole.limit_denominator(10**PLACES) == whole and _is_terminating(whole):
+        # 18 needs no rounding: 17.9999999 is another number, 17.999999999999996 is what a computer makes of 18.
+        return difference <= abs(whole) * FLOAT_NOISE
     # One of them was rounded, perhaps: 0.333333 is 1/3. A small number needs more places to be told from zero.
     smallest = min(abs(mine.value), abs(theirs.value))
     if smallest == 0 or difference * 1000 > smallest:
         return False
     places = PLACES
-    while smallest < 1 and places < 60:
+    while smallest < Fraction(1, 10) and places < 60:
         smallest, places = smallest * 10, places + 1
     return round(mine.value, places) == round(theirs.value, places)
+
+
+def _is_terminating(value: Fraction) -> bool:
+    """Whether a number can be written with a decimal point and some digits."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest == 1
 
 
 def _bases_plan(answer: str, gold: str, mine: tuple[str, str] | None, theirs: tuple[str, str] | None) -> _Plan:
@@ -277,6 +296,9 @@ def _expanded(answer: str) -> list[str]:
 
 def _single_plan(mine: str, theirs: str, answer: str, gold: str, margin: Margin) -> _Plan:
     """One answer against one gold answer, neither of them plain numbers, as math-verify compares them."""
+    if "\\infty" in answer + gold or "\\cup" in answer + gold:
+        answer, gold = as_intervals(answer) or answer, as_intervals(gold) or gold
+        mine, theirs = answer, gold
     is_set = _PAIR_OF_BRACKETS.fullmatch(theirs) is not None
     alternatives = _expanded(answer)
     if len(alternatives) > 1 and not _OPENING.match(gold):
@@ -328,6 +350,8 @@ def _last_side(answer: str, other: str) -> str:
 
     An equation stays one beside another, and so does one whose left side is more than a name or arithmetic.
     """
+    if "mod" in answer and "mod" not in other:
+        answer = _MODULUS.sub("", answer.replace(r"\equiv", "=")).strip()
     parts = [part.strip() for part in _APPROXIMATELY.split(answer) if part.strip()]
     if len(parts) > 1 or _APPROXIMATELY.match(answer.strip()):
         exact_side = parts[0] if parts else answer
@@ -361,10 +385,10 @@ def _variable(gold: str) -> str:
 
 def _told_apart(answer: str, gold: str) -> tuple[str, str]:
     """Both with other letters where math-verify would take two letters for one: it folds them to one case."""
-    both = re.sub(r"\\(?:text\s*\{[^{}]*\}|[a-zA-Z]+)", " ", f"{answer} {gold}")
-    letters = set(re.findall("[a-zA-Z]", both))
-    clashing = sorted(letter for letter in letters if letter.isupper() and letter.lower() in letters)
-    if "E" in letters and "E" not in clashing and re.search(r"E\s*_", both):
+    plain = [re.sub(r"\\(?:text\s*\{[^{}]*\}|[a-zA-Z]+)", " ", side) for side in (answer, gold)]
+    letters = set(re.findall("[a-zA-Z]", " ".join(plain)))
+    clashing = sorted({c for side in plain for c in set(side) if c.isupper() and c.isascii() and c.lower() in side})
+    if "E" in letters and "E" not in clashing and any(re.search(r"E\s*_", side) for side in plain):
         clashing.append("E")  # with an index it is no Euler's number, which math-verify cannot read
     free = [letter for letter in "qwzvuykjhbaxnmt" if letter not in letters and letter.upper() not in letters]
     renamed = dict(zip(clashing, free, strict=False))

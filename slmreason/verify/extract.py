@@ -161,6 +161,11 @@ _UNIT_WORDS = re.compile(
     r"(?!(?:and|or|because|since|as|so|which|where|if|when|then|that|but|is|are|was|with)\b)[a-zA-Z]+){0,4})"
 )
 _CONTINUES = re.compile(r"\s*(,?\s*(?:and|or)\b|[,;](?=\s)|&)\s*")
+_BOUNDS = {
+    "at least": r"\ge", "no less than": r"\ge", "at most": r"\le", "no more than": r"\le", "more than": ">",
+    "greater than": ">", "less than": "<", "fewer than": "<", "not": r"\ne",
+}  # fmt: skip
+_BOUND = re.compile(rf"({'|'.join(_BOUNDS)})\b\s*", re.I)
 _NUMBER_WORD = "|".join([*_WORD_VALUES, *_SCALES, *_PARTS, "minus", "negative"])
 _NUMBER_WORDS = re.compile(
     rf"(?:a\s+(?=half|third|quarter|dozen))?(?:(?:{_NUMBER_WORD})\b(?!\s+of\b)(?:[\s-]+(?:and\s+)?)?)+", re.I
@@ -175,6 +180,10 @@ def leading_expression(text: str) -> str | None:
     None when the text begins with anything else.
     """
     text = re.sub(r"^(?:\*\*|__|[`:>]|=(?!=)|\\approx\b|≈|~|\s)+", "", text)
+    bound = _BOUND.match(text)
+    if bound:  # `at least 5` is no 5
+        inner = leading_expression(text[bound.end() :])
+        return None if inner is None else f"{_BOUNDS[bound.group(1).lower()]} {inner}"
     items: list[str] = []
     at = 0
     while len(items) < 32:
@@ -245,7 +254,7 @@ def _plain_end(text: str, at: int) -> int:
         else:
             break
     plain = text[:end].rstrip()
-    while plain.endswith(("=", "+", "-", "*", "/", "(", "_", "!")) and not re.search(r"\d!$", plain):
+    while plain.endswith(("=", "+", "-", "*", "/", "(", "_", "!")):  # `!` ends a sentence here, no factorial
         plain = plain[:-1].rstrip()
     return len(plain)
 
@@ -269,8 +278,8 @@ def _leading_words(text: str) -> str | None:
 
 def last_expression(text: str) -> str | None:
     """The expression that ends last in a text: of mathematics in dollar signs, or a number with what belongs to it."""
-    found = None
-    at = 0
+    found: str | None = None
+    at = end = 0
     text = re.sub(r"(?m)^\s*(?:[-*]|\d+[.)])\s+(?=[A-Za-z*$\\])|-+(?=-)", " ", text)
     while at < len(text):
         if (
@@ -283,13 +292,21 @@ def last_expression(text: str) -> str | None:
         ) or text[at].isspace():
             at += 1
             continue
-        read = _last_item(text, at)
+        read = None if _NOT.search(text, max(0, at - 8), at) else _last_item(text, at)
         if read is None:
             word = re.match(r"#?\w+", text[at:])  # digits of a word or of a label (#12) are no number
             at += word.end() if word else 1
+        elif found is not None and _OR.fullmatch(text, end, at):
+            found, at = f"{found}, {read[0]}", read[1]  # `5 or 6` is a hedge
+            end = at
         else:
             found, at = read
+            end = at
     return found
+
+
+_NOT = re.compile(r"\bnot\s+$", re.I)
+_OR = re.compile(r"[\s$]*,?\s*or\s+(?:maybe|perhaps|possibly|even)?[\s$]*", re.I)
 
 
 def _last_item(text: str, at: int) -> tuple[str, int] | None:

@@ -113,7 +113,7 @@ def last_box(text: str) -> tuple[str, int] | None:
 def _in_context(text: str, outer: int, start: int, end: int) -> str:
     r"""What a box holds, with the sign before it (`= -\boxed{3}`) and the scale word behind it (`9` million)."""
     content = text[start:end]
-    before = text[max(0, outer - 8) : outer].rstrip()
+    before = text[max(0, outer - 8) : outer].rstrip("\\ \n")
     if before.endswith("-") and re.search(r"(?:^|[=:$({\s])\s*-$", before):
         content = f"-{content}" if re.match(r"\s*[\d\\.a-zA-Z]", content) else content
     scale = _SCALE_BEHIND.match(text, end)
@@ -149,7 +149,7 @@ def tidy(answer: str) -> str:
     """
     plain = as_seen(answer)
     plain = mathematics(last_boxed(plain) or plain)
-    plain = _TAG.sub(" ", plain)
+    plain = _TAG.sub(" ", re.sub(r"(?<=\d)\.\.\.", r"\\ldots", plain))
     plain = _EMPHASIS.sub(r"\2", plain).strip("`*# \n\t")
     plain = re.sub(r"(?<=\d)(?:,\s*\\!|\{,\}|\\,|,\\ )\s*(?=\d{3}(?!\d))", "", plain)
     plain = _TEXT.sub(r"\\text", _DELIMITER.sub("", plain))

@@ -24,7 +24,8 @@ _FRACTION = re.compile(
     rf"|({_PLAIN})\s*/\s*({_PLAIN}))"
 )
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{(\d+)\}")
-_BASE = re.compile(r"(-?[0-9A-Fa-f]+)_\{?(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}*")
+_PERIODIC = re.compile(r"(\d*)\.(\d*?)(\d+?)\3+\s*\\[lc]?dots")
+_BASE = re.compile(r"\(?(-?[0-9A-Fa-f]+)\)?_\{?(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}*")
 _SCALES = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
     "dozen": 12,
@@ -49,6 +50,7 @@ _UNIT = re.compile(
     r"(?:\s*(?:°|\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-z]))\s*(?:\\text\s*\{\s*[CF]\s*\}|[CF]\b)?"
     r"|\s*(?:\^\s*\{?\s*)?\\text\s*\{[^{}]*[a-zA-Z][^{}]*\}\s*\}?(?:\s*\^\s*\{?-?\d\}?)?"
     r"(?:\s*(?:/|\\cdot)?\s*(?:\\text\s*\{[^{}]*\}|[a-zA-Z]{1,3}\b)(?:\s*\^\s*\{?-?\d\}?)?)*(?:\s*\})?"
+    r"|\s*\\frac\s*\{\s*\\text\s*\{[^{}]*\}\s*\}\s*\{\s*\\text\s*\{[^{}]*\}\s*\}"
     rf"|(?:\s+|(?<=\d)(?=[a-zA-Z]{{2}})){_UNIT_WORD}(?:\s*(?:/|\s)\s*{_UNIT_WORD}){{0,5}})$"
 )
 _NO_UNIT = re.compile(
@@ -139,7 +141,7 @@ def _fraction(plain: str) -> Exact | None:
 
 def _repeating(plain: str) -> Exact | None:
     r"""`12.1\overline{6}` is 12 + 15/90."""
-    match = _REPEATING.fullmatch(plain.lstrip("+-"))
+    match = _REPEATING.fullmatch(plain.lstrip("+-")) or _PERIODIC.fullmatch(plain.lstrip("+-"))
     if not match:
         return None
     whole, fixed, period = match.groups()
