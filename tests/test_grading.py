@@ -130,8 +130,18 @@ def test_a_text_that_was_cut_off_counts_only_with_a_finished_answer(text: str, i
     assert is_correct(text, "12")
 
 
-def test_a_reward_of_ones_own_gives_a_cut_off_text_what_no_answer_earns() -> None:
+def test_a_reward_that_reads_answers_in_another_form_judges_cut_off_texts_itself() -> None:
+    class Coin(RewardFn):
+        def __call__(self, problem: Problem, text: str) -> Verdict:
+            return Verdict(1.0, True)
+
+    assert graded_completions(Coin(), [(Problem("p", "?", "12"), "it is")], [True]) == [Verdict(1.0, True)]
+
+
+def test_a_cut_off_text_earns_what_no_answer_earns() -> None:
     class Lenient(RewardFn):
+        wants_finished_answer = True
+
         def __call__(self, problem: Problem, text: str) -> Verdict:
             return Verdict(2.0 if problem.answer in text else 0.25, problem.answer in text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from slmreason.records import Problem, Reject
 from slmreason.verify.answers import Claim, final_answer, last_boxed, rule
@@ -27,6 +28,10 @@ class Verdict:
 class RewardFn(ABC):
     """Grades completions. A subclass needs `__call__`; one that grades many faster together overrides `grade` too."""
 
+    wants_finished_answer: ClassVar[bool] = False
+    """Whether a completion that ran into the token limit is wrong unless it has a box, an `<answer>` tag or a marker.
+    For a reward that reads answers in another form, its own verdict stands."""
+
     def __init_subclass__(cls) -> None:
         if "__call__" in vars(cls) and "grade" not in vars(cls):
             cls.grade = RewardFn.grade  # type: ignore[method-assign] # not that of a parent, which knows nothing of it
@@ -47,9 +52,12 @@ class RewardFn(ABC):
 class AnswerReward(RewardFn):
     """1 for a right final answer, plus `format_weight` for a boxed one, right or wrong.
 
-    What takes algebra is compared in worker processes (`slmreason.verify.pool`), started when the first such answer
-    comes; rewards with the same limits share them.
+    A completion that was cut off at the token limit before it gave its answer is wrong: it may end in the gold number
+    by accident. What takes algebra is compared in worker processes (`slmreason.verify.pool`), started when the first
+    such answer comes; rewards with the same limits share them.
     """
+
+    wants_finished_answer = True
 
     def __init__(
         self,

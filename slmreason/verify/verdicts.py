@@ -55,6 +55,8 @@ def graded_completions(
         truncated: whether the token limit cut a completion off, in the order of `pairs`.
     """
     verdicts = graded(reward, pairs)
+    if not reward.wants_finished_answer:
+        return verdicts
     unfinished = [
         at
         for at, ((problem, text), was_cut) in enumerate(zip(pairs, truncated, strict=True))
