@@ -123,8 +123,8 @@ def test_two_processes_equal_one_in_half_precision_too(runs: Any, lora: list[str
     assert {tensor.dtype for tensor in one.values()} == {torch.float32}
     for name, tensor in one.items():
         assert torch.equal(replicated[name], tensor)
-        # The norm of the gradient, to which it is clipped, is summed up shard by shard: within one step of the rate.
-        torch.testing.assert_close(sharded[name], tensor, rtol=0, atol=1e-5)
+        # The norm of the gradient, to which it is clipped, is summed up shard by shard: within a few steps of the rate.
+        torch.testing.assert_close(sharded[name], tensor, rtol=0, atol=3e-5)
 
 
 def trained(run: Run) -> dict[str, torch.Tensor]:
