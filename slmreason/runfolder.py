@@ -111,6 +111,15 @@ def _sync(path: Path) -> None:
 
 
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+def is_no_room(error: Exception) -> bool:
+    """Whether an error says that a disk is full; libraries in Rust say so in the text of a bare exception."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+    return number in NO_ROOM
+
+
 """What the operating system says when a file cannot grow: disk, file size limit, quota."""
 
 

@@ -26,7 +26,7 @@ from slmreason.chat import DATE, Chat
 from slmreason.distributed import barrier, is_first
 from slmreason.loading import EMBEDDED, check_tokens, embeddings, load, max_positions, resolve_model
 from slmreason.records import Example, Tokens
-from slmreason.runfolder import write_folder
+from slmreason.runfolder import is_no_room, write_folder
 from slmreason.scoring import TokenScores, Way, score_batch, ways
 from slmreason.selfcheck import Check
 from slmreason.weights import FrozenWeights
@@ -419,6 +419,8 @@ class Student(nn.Module):
                     self.base_model.generation_config.save_pretrained(folder)
                 self.tokenizer.save_pretrained(folder)
         except Exception as error:
+            if is_no_room(error):  # in the temporary folder, which says nothing of the model
+                return
             raise ValueError(
                 f"student.model: {self.name} could be trained and not be saved: {selfcheck.fault_of(error)}"
             ) from error

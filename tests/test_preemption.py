@@ -108,6 +108,7 @@ def test_the_others_wait_longer_for_a_slow_first_process_than_their_group_would(
     script = tmp_path / "slow.py"
     script.write_text(
         textwrap.dedent("""
+        import sys
         import time
         from datetime import timedelta
         import torch
@@ -121,7 +122,8 @@ def test_the_others_wait_longer_for_a_slow_first_process_than_their_group_would(
             return "what a teacher said"
 
         def job():
-            print("heard", rank(), first_only(ask), gathered([rank()]), flush=True)
+            sys.stdout.write(f"heard {rank()} {first_only(ask)} {gathered([rank()])}\\n")
+            sys.stdout.flush()
             if rank() == 0:
                 time.sleep(20)
                 return
