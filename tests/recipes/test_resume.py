@@ -34,13 +34,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return digest(folder)
 
 
+@pytest.mark.timeout(1500)  # it starts some thirty runs, one after another
 def test_many_kills_at_every_kind_of_moment_leave_the_same_run(tmp_path: Path) -> None:
     out = tmp_path / "faults.json"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.faults", "--kills=27", "--kills-per-run=9", "--seed=7", f"--out={out}",
          f"--folder={tmp_path}"],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, timeout=550,
+        stderr=subprocess.STDOUT, timeout=1400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     variants = json.loads(out.read_text())["variants"]
