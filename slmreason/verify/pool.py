@@ -106,15 +106,15 @@ class Pool:
     def compare(self, pairs: Sequence[Pair]) -> list[Ruling]:
         """The ruling on each pair, in their order. Verdicts are remembered, and so is what met a limit.
 
-        A comparison that got less than `timeout_s`, because the call's budget was used up, is tried again in the next.
+        Only a comparison whose process died is tried again: somebody else may have killed it.
 
         Raises:
             RuntimeError: a worker cannot be started.
         """
         with self._lock:
             rulings = {pair: self._known[pair] for pair in pairs if pair in self._known}
-            found, hurried = self._ask([pair for pair in dict.fromkeys(pairs) if pair not in rulings])
-            self._known |= {pair: ruling for pair, ruling in found.items() if pair not in hurried}
+            found = self._ask([pair for pair in dict.fromkeys(pairs) if pair not in rulings])
+            self._known |= {pair: ruling for pair, ruling in found.items() if ruling.limit != "died"}
             while len(self._known) > MAX_KNOWN:
                 del self._known[next(iter(self._known))]
         rulings |= found
@@ -129,10 +129,8 @@ class Pool:
         """The processes of the workers that are there now."""
         return [worker.process.pid for worker in self._workers]
 
-    def _ask(self, pairs: Sequence[Pair]) -> tuple[dict[Pair, Ruling], set[Pair]]:
-        """The ruling on each pair, and the pairs whose ruling is not to be remembered."""
+    def _ask(self, pairs: Sequence[Pair]) -> dict[Pair, Ruling]:
         rulings: dict[Pair, Ruling] = {}
-        hurried: set[Pair] = set()
         lost = 0.0
         waiting = deque(pairs)
         for worker in [worker for worker in self._workers if worker.process.poll() is not None]:
@@ -146,12 +144,10 @@ class Pool:
                 for pair, ruling, allowed in self._hear():
                     rulings[pair] = ruling
                     lost += allowed if ruling.limit else 0.0
-                    if ruling.limit == "died" or (ruling.limit and allowed < self.limits.timeout_s):
-                        hurried.add(pair)
         except BaseException:
             _end_all(self._workers)  # else their answers to these would be taken for answers to the next
             raise
-        return rulings, hurried
+        return rulings
 
     def _staff(self, wanted: int) -> None:
         """Replaces the workers that died idle; has as many as there are pairs to compare, if the limit allows."""
