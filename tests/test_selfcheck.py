@@ -17,16 +17,26 @@ from tests.causal_types import make_model
 from tests.test_student import examples_for
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_check_leaves_weights_mode_and_random_numbers_as_they_were(dtype: str) -> None:
-    student = Student("embedded:qwen2", instruction="", dtype=dtype)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("model", "dtype", "checked_in"),
+    [
+        ("qwen2", "float32", torch.float32),
+        ("qwen2", "bfloat16", torch.bfloat16),  # the tests know this type, so seconds are saved
+        ("gemma", "bfloat16", torch.float32),  # widened, so that small faults show
+    ],
+)
+def test_a_check_leaves_weights_mode_and_random_numbers_as_they_were(
+    model: str, dtype: str, checked_in: torch.dtype, tmp_path: Path
+) -> None:
+    name = "embedded:qwen2" if model == "qwen2" else str(make_model(tmp_path, model))
+    student = Student(name, instruction="", dtype=dtype)  # type: ignore[arg-type]
     student.train()
     before = [(p.data_ptr(), p.dtype, p.clone()) for p in student.parameters()]
     state, precision = torch.get_rng_state(), torch.get_float32_matmul_precision()
     with student.checking() as check:
-        assert check.dtype == torch.float32  # half precision is widened, so that small faults show
+        assert check.dtype == checked_in
         assert student.layout.way.packed
-        assert decoding_of(student) == Decoding("lean")
+        assert decoding_of(student) == Decoding("lean" if model == "qwen2" else "steps")
     assert student.training
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_float32_matmul_precision() == precision
