@@ -31,7 +31,7 @@ SHORT_WINDOW = 4
 """What they are during the check, so that its short sequences reach past them."""
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Nats by which the mean of a sequence's differences may be off: rounding stays far below, a fault lies above. Half
-precision hides small faults, so it is widened for the check, where there is room and the type is none of the best known."""
+precision hides small faults, so it is widened for the check, where there is room and the type is not well known."""
 
 
 @dataclass(frozen=True)
