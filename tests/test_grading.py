@@ -374,6 +374,9 @@ def test_these_are_equal(answer: str, gold: str) -> None:
         ("5 cents", "5 dollars"),
         ("36 feet", r"36\text{ inches}"),
         ("17.99999999", "18"),
+        # Values at simple points, and equations whose last side is no answer.
+        ("-1", r"2 \cos (\pi t+\pi / 3)"),
+        ("0", "5x - 7y + 11z + 4 = 0"),
         ("0.333", r"\frac{1}{3}"),
         (r"(-\infty,2]\cup(3,\infty)", r"x<2 \text{ or } x>3"),
         ("odd", r"\text{even}"),
