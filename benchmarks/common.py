@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 from slmreason.embedded.families import make_problems, rebuild, write_solution
 from slmreason.records import Example
-from slmreason.student import Student
+from slmreason.student import Lora, Student
 
 PACKAGES = ("slmreason", "torch", "transformers", "trl", "lightning", "peft", "math-verify", "datasets")
 SHAPES: dict[str, dict[str, Any]] = {
@@ -72,8 +72,10 @@ def model_folder(shape: str, folder: Path) -> str:
     """A model of that shape: the embedded student for 0.8M, else random weights.
 
     `10M` is trained for a minute on the embedded families, so that its completions end as a student's do. With random
-    weights (`10M random`) hardly one ends before the limit.
+    weights (`10M random`) hardly one ends before the limit. A folder in Hugging Face form is taken as it is.
     """
+    if (Path(shape) / "config.json").is_file():
+        return shape
     if shape == "0.8M":
         return embedded_folder()
     path = random_model(folder / shape, shape.removesuffix(" random"))
@@ -95,6 +97,20 @@ def solutions(student: Student, count: int) -> list[Example]:
         Example(student.encode_question(p.question), student.encode_target(text), p.id, "teacher")
         for p, text in zip(problems, texts, strict=True)
     ]
+
+
+def adapters(rank: int) -> Lora | None:
+    """Our adapters of that rank, scaled by two; None for rank 0."""
+    return Lora(r=rank, alpha=2 * rank) if rank else None
+
+
+def peft_adapters(rank: int) -> Any:
+    """The same as peft's own settings, for TRL."""
+    if not rank:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def plain_model(folder: str, **options: Any) -> tuple[Any, Any]:

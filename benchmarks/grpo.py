@@ -25,10 +25,12 @@ from benchmarks.common import (
     Meter,
     MeterSteps,
     Stopwatch,
+    adapters,
     alternate,
     compared,
     meter_trl,
     model_folder,
+    peft_adapters,
     plain_model,
     quiet,
     save,
@@ -74,6 +76,8 @@ class Setting:
     prompts: int = 8
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: int = 0
+    """Rank of adapters; 0 trains all weights."""
 
 
 class TextReward(RewardFn):
@@ -91,7 +95,7 @@ class Ours:
     """Our module in Lightning."""
 
     def __init__(self, folder: str, setting: Setting, meter: type[Meter]) -> None:
-        self.student = Student(folder, instruction="", dtype=setting.dtype)
+        self.student = Student(folder, instruction="", dtype=setting.dtype, lora=adapters(setting.lora))
         self.setting, self.meter = setting, meter
         self.problems = questions(setting.prompts, setting.half)
 
@@ -148,6 +152,7 @@ class Theirs:
             trainer = GRPOTrainer(
                 model=self.model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows),
                 processing_class=self.tokenizer, callbacks=[meter_trl(meter)],
+                peft_config=peft_adapters(self.setting.lora),
             )  # fmt: skip
             trainer.train()
         return meter.found[1:]
@@ -155,7 +160,8 @@ class Theirs:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--shapes", nargs="+", default=["0.8M", "10M", "10M random"])
+    parser.add_argument("--shapes", nargs="+", default=["0.8M", "10M", "10M random"], help="or folders of models")
+    parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0 trains all weights")
     parser.add_argument("--tokens", nargs="+", type=int, default=[64, 256])
     parser.add_argument("--half", nargs="+", type=int, default=[0, 1], help="1: half of the groups without variance")
     parser.add_argument("--prompts", type=int, default=8)
@@ -174,10 +180,18 @@ def main() -> None:
             folder = model_folder(shape, Path(scratch))
             for tokens in options.tokens:
                 for half in options.half:
-                    setting = Setting(tokens, bool(half), options.steps, options.prompts, options.device, options.dtype)
+                    setting = Setting(
+                        tokens, bool(half), options.steps, options.prompts, options.device, options.dtype, options.lora
+                    )  # fmt: skip
                     sides = {name: makers[name](folder, setting, Stopwatch) for name in options.sides}
                     found = alternate(sides, options.rounds)
-                    row = {"model": shape, "completion tokens": tokens, "half silent": bool(half), **compared(found)}
+                    row = {
+                        "model": Path(shape).name,
+                        "lora": options.lora,
+                        "completion tokens": tokens,
+                        "half silent": bool(half),
+                        **compared(found),
+                    }
                     rows.append(row)
                     print(shape, tokens, "half" if half else "all", row["median"], row["ratio"], flush=True)
     save(options.out, rows)

@@ -21,7 +21,11 @@ from benchmarks.common import VOCABULARY, PeakMeter, compared, quiet, random_mod
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--shape", default="0.8M")
+    parser.add_argument("--shape", default="0.8M", help="or the folder of a model")
+    parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0 trains all weights")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--steps", nargs="+", choices=["GRPO", "SFT"], default=["GRPO", "SFT"])
     parser.add_argument("--tokens", type=int, default=256, help="completion tokens of GRPO")
     parser.add_argument("--data", help="GSM8K's train.jsonl or train.jsonl.gz")
     parser.add_argument("--device", default="cpu")
@@ -30,16 +34,22 @@ def main() -> None:
     quiet()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = random_model(Path(scratch) / "model", options.shape, VOCABULARY)
+        real = (Path(options.shape) / "config.json").is_file()
+        folder = options.shape if real else random_model(Path(scratch) / "model", options.shape, VOCABULARY)
+        setting = grpo.Setting(
+            options.tokens, False, 2, options.prompts, options.device, options.dtype, options.lora
+        )  # fmt: skip
         pairs = sft.conversations(options.data, 400)
         kinds: dict[str, Callable[[Any], Callable[[], Sequence[float]]]] = {
-            "GRPO": lambda side: side(folder, grpo.Setting(options.tokens, False, 2, device=options.device), PeakMeter),
-            "SFT": lambda side: side(folder, pairs, 2, options.device, PeakMeter),
+            "GRPO": lambda side: side(folder, setting, PeakMeter),
+            "SFT": lambda side: side(folder, pairs, 2, options.device, PeakMeter, options.dtype, lora=options.lora),
         }
-        for kind, make in kinds.items():
+        for kind in options.steps:
+            make = kinds[kind]
             sides = {"GRPO": (grpo.Ours, grpo.Theirs), "SFT": (sft.Ours, sft.Theirs)}[kind]
             found = {name: list(make(side)()) for name, side in zip(("ours", "trl"), sides, strict=True)}
-            row = {"step": kind, "model": f"{options.shape}, vocabulary {VOCABULARY}", "unit": "bytes",
+            model = f"{Path(options.shape).name}, vocabulary {VOCABULARY}"
+            row = {"step": kind, "model": model, "lora": options.lora, "unit": "bytes",
                    **compared(found)}  # fmt: skip
             rows.append(row)
             print(kind, {name: f"{value / 2**20:.0f} MiB" for name, value in row["median"].items()}, row["ratio"],

@@ -22,10 +22,12 @@ from benchmarks.common import (
     Meter,
     MeterSteps,
     Stopwatch,
+    adapters,
     alternate,
     compared,
     meter_trl,
     model_folder,
+    peft_adapters,
     plain_model,
     quiet,
     save,
@@ -59,9 +61,9 @@ class Ours:
 
     def __init__(
         self, folder: str, pairs: Sequence[tuple[str, str]], steps: int, device: str, meter: type[Meter],
-        dtype: DType = "float32", batch_tokens: int = BATCH_TOKENS,
+        dtype: DType = "float32", batch_tokens: int = BATCH_TOKENS, lora: int = 0,
     ) -> None:  # fmt: skip
-        self.student = Student(folder, instruction="", dtype=dtype)
+        self.student = Student(folder, instruction="", dtype=dtype, lora=adapters(lora))
         self.device, self.meter = device, meter
         encode = self.student
         self.examples = [
@@ -89,11 +91,12 @@ class Theirs:
 
     def __init__(
         self, folder: str, pairs: Sequence[tuple[str, str]], steps: int, device: str, meter: type[Meter],
-        dtype: DType = "float32", batch_tokens: int = BATCH_TOKENS,
+        dtype: DType = "float32", batch_tokens: int = BATCH_TOKENS, lora: int = 0,
     ) -> None:  # fmt: skip
         self.model, self.tokenizer = plain_model(folder)
         self.model.to(getattr(torch, dtype))
         self.pairs, self.steps, self.device, self.meter = pairs, steps, device, meter
+        self.lora = lora
         self.row_tokens = min(1024, batch_tokens)
         self.rows = batch_tokens // self.row_tokens
 
@@ -117,6 +120,7 @@ class Theirs:
             trainer = SFTTrainer(
                 model=self.model, args=config, train_dataset=Dataset.from_list(rows),
                 processing_class=self.tokenizer, callbacks=[meter_trl(meter)],
+                peft_config=peft_adapters(self.lora),
             )  # fmt: skip
             collator = trainer.data_collator
 
@@ -139,7 +143,9 @@ def _per(tokens: Sequence[int], meter: Meter) -> Sequence[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", help="GSM8K's train.jsonl or train.jsonl.gz")
-    parser.add_argument("--shapes", nargs="+", default=["0.8M", "10M"])
+    parser.add_argument("--shapes", nargs="+", default=["0.8M", "10M"], help="or folders of models")
+    parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0 trains all weights")
+    parser.add_argument("--batch_tokens", type=int, default=BATCH_TOKENS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="steps in a turn; the first is not counted")
     parser.add_argument("--device", default="cpu")
@@ -154,10 +160,20 @@ def main() -> None:
         for shape in options.shapes:
             folder = model_folder(shape, Path(scratch))
             sides = {
-                name: make(folder, pairs, options.steps, options.device, Stopwatch, options.dtype)
+                name: make(
+                    folder,
+                    pairs,
+                    options.steps,
+                    options.device,
+                    Stopwatch,
+                    options.dtype,
+                    options.batch_tokens,
+                    options.lora,
+                )  # fmt: skip
                 for name, make in makers.items()
             }
-            row = {"model": shape, "data": "gsm8k" if options.data else "embedded chain",
+            data = "gsm8k" if options.data else "embedded chain"
+            row = {"model": Path(shape).name, "lora": options.lora, "data": data,
                    **compared(alternate(sides, options.rounds), more_is_better=True)}  # fmt: skip
             rows.append(row)
             print(shape, row["median"], row["ratio"], flush=True)

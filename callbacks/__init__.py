@@ -4,7 +4,7 @@ from slmreason.callbacks.budget import TokenBudget
 from slmreason.callbacks.checkpoints import KeepCheckpoints, OutOfTime, SeedSteps
 from slmreason.callbacks.harvest import HarvestAllZeroGroups
 from slmreason.callbacks.health import TrainingHealth
-from slmreason.callbacks.progress import StageProgressBar
+from slmreason.callbacks.progress import StageLines, StageProgressBar
 from slmreason.callbacks.record import RecordRollouts
 from slmreason.callbacks.reprobe import Reprobe
 from slmreason.callbacks.samples import SampleCompletions
@@ -17,6 +17,7 @@ __all__ = [
     "Reprobe",
     "SampleCompletions",
     "SeedSteps",
+    "StageLines",
     "StageProgressBar",
     "TokenBudget",
     "TrainingHealth",

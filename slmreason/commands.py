@@ -46,6 +46,7 @@ from slmreason.memory import report_memory
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
+from slmreason.progress import watching
 from slmreason.records import BridgeResult, Critique, Trace
 from slmreason.redact import SafeFormatter, cell, shown
 from slmreason.resume import newest_checkpoint
@@ -347,7 +348,11 @@ def prepare_test(parser: Parser, config: Namespace) -> Job:
     def job() -> None:
         student = made.student
         place(made, processes)
-        scores = evaluate(student, made.rollout, made.reward, benchmarks, made.evaluation)
+        settings = made.evaluation
+        total = sum(len(benchmark.problems) for benchmark in benchmarks) * settings.samples
+        answers = out.with_name(f"{out.stem}.answers.jsonl")
+        with watching("benchmarks", total, settings.max_new_tokens, Console(quiet=not is_first())) as watch:
+            scores = evaluate(student, made.rollout, made.reward, benchmarks, settings, watch, answers)
         metrics = list(dict.fromkeys(score.metric for score in scores))
         table = Table(title=f"{cell(config.student.model)}: {made.evaluation.samples} samples a problem, 95 % interval")
         for heading in ("benchmark", "problems", *metrics):
@@ -359,7 +364,7 @@ def prepare_test(parser: Parser, config: Namespace) -> Job:
             )
         print_tables(Console(quiet=not is_first()), table)
         save_scores(out, config.student.model, scores)
-        log.info("scores: %s", out)
+        log.info("scores: %s, every answer: %s", out, answers)
 
     return lambda: processes.run(job)
 

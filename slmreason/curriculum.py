@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from slmreason import preemption
@@ -31,6 +30,7 @@ from slmreason.callbacks import (
     RecordRollouts,
     Reprobe,
     SeedSteps,
+    StageLines,
     StageProgressBar,
     TokenBudget,
     TrainingHealth,
@@ -40,10 +40,11 @@ from slmreason.data.identity import POOL_FILE, check_pool, pool_text
 from slmreason.data.ledger import Ledger, Place, evidence_of, read_lines
 from slmreason.data.sources import most_common
 from slmreason.data.strata import stratify
-from slmreason.distributed import first_only, gathered, is_first
+from slmreason.distributed import first_only, gathered, is_first, world_size
 from slmreason.evaluate.benchmarks import (
     Benchmark,
     EvaluationSettings,
+    Sample,
     Score,
     answers_path,
     evaluate,
@@ -54,6 +55,7 @@ from slmreason.modules.base import StudentModule
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
+from slmreason.progress import Pace, Watch, duration, watching
 from slmreason.records import BridgeResult, Critique, Example, Problem, Reject, RolloutGroup, Trace, from_json
 from slmreason.redact import shown
 from slmreason.resume import (
@@ -82,8 +84,11 @@ from slmreason.trainer import FreshConfig, build_trainer, run_time
 from slmreason.verify.rewards import RewardFn
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 StageName = Literal["sft", "grpo", "cft"]
 LATE = "trainer.max_time is used up"
+CRITIQUED_AT_A_TIME = 64
+"""Harvested groups; a teacher that is asked over a network takes a second or so for each of their attempts."""
 
 
 @dataclass
@@ -115,11 +120,12 @@ class CheckpointSettings:
     """Minutes between two checkpoints; with `every_n_steps` too, whichever comes first."""
     keep: int = 2
     """The newest checkpoints that are kept, beside the newest after a stage."""
-    chunk: int = 1024
-    """Problems that are measured, bridged or critiqued at a time: what has been done is noted after each chunk."""
+    chunk: int | None = None
+    """Problems that are measured, bridged or critiqued at a time: what has been done is noted after each chunk. When
+    not given, as many as fill the rollout engine once."""
 
     def __post_init__(self) -> None:
-        if min(self.keep, self.chunk, self.every_n_steps or 1) < 1 or (self.every_minutes or 1) <= 0:
+        if min(self.keep, self.chunk or 1, self.every_n_steps or 1) < 1 or (self.every_minutes or 1) <= 0:
             raise ValueError(
                 "curriculum.checkpoint: keep, chunk and every_n_steps must be at least 1, every_minutes > 0"
             )
@@ -196,6 +202,7 @@ class Curriculum:
         """Of the newest round that had any."""
         self._given_traces = dict(given_traces or {})
         self._given_critiques = [recheck(record, student, reward, critique_settings) for record in given_critiques]
+        self.pace = Pace()
         self._began = time.monotonic()
         self._deadline: float | None = None
         self.stopped: str | None = None
@@ -215,11 +222,12 @@ class Curriculum:
 
         `prepare` comes first.
         """
+        places = [Place(number + 1, name) for number in range(self.settings.rounds) for name in self.settings.stages]
         if not self.reports:
+            self.pace.ahead = sum(self._completions(place) for place in [Place(0, "base"), *places])
             self._report(Place(0, "base"), "done", 0.0, 0, evaluate_now=True)
         elif self._evaluate_due:
             self._score()
-        places = [Place(number + 1, name) for number in range(self.settings.rounds) for name in self.settings.stages]
         for place in places[len(self.reports) - 1 :]:
             if self._going_on is None and self._is_late:
                 self._stop_short(places[len(self.reports) - 1 :])
@@ -227,6 +235,7 @@ class Curriculum:
             if self._is_spent and self._going_on is None:
                 break
             started = time.monotonic() - (self._going_on[1].stage_seconds if self._going_on else 0.0)
+            self.pace.ahead = sum(self._completions(later) for later in places[places.index(place) :])
             # No stage depends on how many random numbers the ones before it drew.
             L.seed_everything(stable_seed(self.seed, place.round, place.stage) % 2**32, verbose=False)
             try:
@@ -246,6 +255,22 @@ class Curriculum:
                 f"curriculum.max_tokens is spent, {len(places) + 1 - len(self.reports)} stages were not begun"
             )
         return self.reports
+
+    def _completions(self, place: Place) -> int:
+        """What a stage samples, about: probe, re-measuring, rollouts and the benchmarks after it."""
+        settings, probe = self.settings, self.settings.probe
+        pool, often = len(self.data.problems), settings.evaluate
+        is_due = often == "stage" or place.stage in ("base", settings.stages[-1] if often == "round" else "")
+        count = sum(len(benchmark.problems) for benchmark in self.benchmarks) * is_due
+        measured = probe.refresh != "never"
+        if place.stage == "sft":
+            first = measured and place.round == 1 and not len(self.data.ledger)
+            count += round(pool * probe.attempts * (first + probe.epoch_share * self.modules["sft"].epochs))
+        elif place.stage == "grpo":
+            again = measured and probe.refresh == "stale"
+            count += round(pool * probe.attempts * (1 - probe.epoch_share) * again)
+            count += pool * self.grpo.group_size * self.grpo.epochs
+        return count
 
     @property
     def _is_spent(self) -> bool:
@@ -358,6 +383,7 @@ class Curriculum:
 
         callbacks: list[Callback] = [
             StageProgressBar(place, self.settings.rounds),
+            *([] if self.console.is_terminal else [StageLines(label_of(place), self.pace)]),
             SeedSteps(self.seed, place.round, place.stage),
             TrainingHealth(),
             KeepCheckpoints(
@@ -454,17 +480,20 @@ class Curriculum:
             return critique(chunk, self.teacher, self.student, self.reward, self.critique_settings)
 
         key = f"critique {stable_seed(*(group.problem.id for group in groups))} policy {self.student.policy_version}"
-        return self._journal.chunks(key, groups, make, Critique, self.settings.checkpoint.chunk)
+        return self._journal.chunks(key, groups, make, Critique, self.settings.checkpoint.chunk or CRITIQUED_AT_A_TIME)
 
     def _bridge(self, place: Place, problems: Sequence[Problem], settings: BridgeSettings) -> list[BridgeResult]:
         ids = stable_seed(settings.select, *(problem.id for problem in problems))
         key = f"{label_of(place)} bridge {ids} policy {self.student.policy_version}"
-        return self._journal.chunks(
-            key, problems, lambda chunk: self._bridge_chunk(place, chunk, settings), BridgeResult,
-            self.settings.checkpoint.chunk,
-        )  # fmt: skip
+        with self._watching(f"{label_of(place)} traces", len(problems), settings.max_trace_tokens) as watch:
+            return self._journal.chunks(
+                key, problems, lambda chunk: self._bridge_chunk(place, chunk, settings, watch), BridgeResult,
+                self._at_a_time(1), watch.skip,
+            )  # fmt: skip
 
-    def _bridge_chunk(self, place: Place, problems: Sequence[Problem], settings: BridgeSettings) -> list[BridgeResult]:
+    def _bridge_chunk(
+        self, place: Place, problems: Sequence[Problem], settings: BridgeSettings, watch: Watch
+    ) -> list[BridgeResult]:
         known, given_traces = [p for p in problems if p.id in self._given_traces], self._given_traces
         results = [given(p, given_traces[p.id], self.student, self.reward, settings) for p in known]
         problems = [problem for problem in problems if problem.id not in given_traces]
@@ -474,7 +503,7 @@ class Curriculum:
         exemplars = self.data.ledger.exemplars(self.data.problems, self.data.band_of)
         return results + bridge(
             problems, self.student, self.engine, self.teacher, self.reward, settings, sampling,
-            exemplars, self._more_traces(problems), self._teacher_traces, self.data.token_budget,
+            exemplars, self._more_traces(problems), self._teacher_traces, self.data.token_budget, watch,
         )  # fmt: skip
 
     def _known_traces(self, round: int) -> list[Trace]:
@@ -532,15 +561,54 @@ class Curriculum:
         )
         attempts = self.settings.probe.attempts
         key = f"{label} epoch {place.epoch} policy {self.student.policy_version}"
-        with self._track(label, len(problems)) as advance:
+        with self._watching(label, len(problems) * attempts, sampling.max_new_tokens) as watch:
 
             def measure(chunk: list[Problem]) -> list[dict[str, Any]]:
-                groups = collect(self.student, self.engine, self.reward, chunk, attempts, sampling, advance)
+                groups = collect(self.student, self.engine, self.reward, chunk, attempts, sampling, watch)
                 self.student.tokens.sampled += sum(group.num_tokens for group in groups)
                 return [evidence_of(group) for group in groups]
 
-            rows = self._journal.chunks(key, problems, measure, dict, self.settings.checkpoint.chunk)
+            rows = self._longest_first(key, problems, measure, dict, attempts, watch)
         self.data.ledger.take(rows, place)
+        right, sampled = sum(row["successes"] for row in rows), sum(row["attempts"] for row in rows)
+        tokens = sum(row["tokens"] for row in rows)
+        log.info("%s: rho %.2f over %d problems, %d tokens in %s", label, right / sampled, len(rows), tokens,
+                 duration(watch.seconds))  # fmt: skip
+
+    def _longest_first(
+        self,
+        key: str,
+        problems: Sequence[Problem],
+        make: Callable[[list[Problem]], Sequence[T]],
+        cls: type[T],
+        completions: int,
+        watch: Watch,
+    ) -> list[T]:
+        """What `make` gives for each problem, in their order; made and noted a batch of the rollout engine at a time.
+
+        Prompts of one length stand together, as the engine would sort all of them.
+
+        Args:
+            completions: of a problem.
+        """
+        lengths = [self.student.prompt_length(problem.question) for problem in problems]
+        order = sorted(range(len(problems)), key=lambda index: (-lengths[index], index))
+        made = self._journal.chunks(
+            key, [problems[index] for index in order], make, cls, self._at_a_time(completions),
+            lambda count: watch.skip(count * completions),
+        )  # fmt: skip
+        by_index = dict(zip(order, made, strict=True))
+        return [by_index[index] for index in range(len(problems))]
+
+    def _at_a_time(self, completions: int) -> int:
+        """Problems with so many completions each that fill the rollout engines of all processes once."""
+        room = world_size() * self.engine.batch_size(self.student)
+        return self.settings.checkpoint.chunk or max(1, room // completions)
+
+    def _watching(self, label: str, completions: int, max_new_tokens: int) -> AbstractContextManager[Watch]:
+        self.pace.ahead = max(0, self.pace.ahead - completions)  # what is said of the rest is without this
+        bar = self.trainer_config().get("enable_progress_bar") is not False
+        return watching(label, completions, max_new_tokens, self.console, self.pace, bar)
 
     def _is_affordable(self, completions: int, label: str) -> bool:
         """False when measuring would take more than half of the tokens that are left: older evidence must do."""
@@ -597,30 +665,40 @@ class Curriculum:
         """
         report, label = self.reports[-1], label_of(self.reports[-1].place)
         if self._evaluate_due and self.benchmarks:
-            report.scores = [Score(**row) for row in self._journal.chunks(
-                f"benchmarks after {label}{note}", self.benchmarks, lambda _: self._benchmark_rows(label), dict,
-                len(self.benchmarks),
-            )]  # fmt: skip
+            self._run_benchmarks(report, f"benchmarks after {label}{note}")
             save_scores(self.run_dir / "benchmarks.jsonl", label, report.scores)
         self._evaluate_due = False
-        text = " ".join(f"{score.benchmark} {100 * score.value:.1f}" for score in report.scores)
         spent = report.tokens.total - (self.reports[-2].tokens.total if len(self.reports) > 1 else 0)
-        log.info("%s: %s | %.0f s, %d tokens%s", label, report.outcome, report.seconds, spent,
-                 f" | {text}" if text else "")  # fmt: skip
+        said = [f"{label}: {report.outcome}"]
+        if report.place.stage != "base":
+            said.append(f"{report.seconds:.0f} s, {spent} tokens")
+        if report.scores:
+            said.append(" ".join(f"{score.benchmark} {100 * score.value:.1f}" for score in report.scores))
+            said.append(f"benchmarks {report.benchmark_seconds:.0f} s, {report.benchmark_tokens} tokens")
+        log.info("%s", " | ".join(said))
         summary = [
             {"stage": label_of(r.place), "outcome": r.outcome, "seconds": round(r.seconds, 1), "rows": r.rows,
-             "tokens": asdict(r.tokens), "scores": [asdict(s) for s in r.scores]}
+             "tokens": asdict(r.tokens), "scores": [asdict(s) for s in r.scores],
+             "benchmark_seconds": round(r.benchmark_seconds, 1), "benchmark_tokens": r.benchmark_tokens}
             for r in self.reports
         ]  # fmt: skip
         write_text(self.run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
 
-    def _benchmark_rows(self, label: str) -> list[dict[str, Any]]:
-        total = sum(len(benchmark.problems) for benchmark in self.benchmarks)
-        with self._track(f"benchmarks after {label}", total) as advance:
-            settings = self.evaluation.greedy()
-            answers = answers_path(self.run_dir, label)
-            scores = evaluate(self.student, self.engine, self.reward, self.benchmarks, settings, advance, answers)
-        return [asdict(score) for score in scores]
+    def _run_benchmarks(self, report: StageReport, key: str) -> None:
+        settings = self.evaluation.greedy()
+        total = sum(len(benchmark.problems) for benchmark in self.benchmarks) * settings.samples
+        with self._watching(key, total, settings.max_new_tokens) as watch:
+
+            def in_parts(problems: Sequence[Problem], sample: Sample) -> list[RolloutGroup]:
+                groups = self._longest_first(key, problems, sample, RolloutGroup, settings.samples, watch)
+                report.benchmark_tokens = sum(group.num_tokens for group in groups)
+                return groups
+
+            answers = answers_path(self.run_dir, label_of(report.place))
+            report.scores = evaluate(
+                self.student, self.engine, self.reward, self.benchmarks, settings, watch, answers, in_parts
+            )
+            report.benchmark_seconds = watch.seconds
 
     def _finish(self) -> None:
         strata = stratify(self.data.ledger, self.data.problems, self.data.bands)
@@ -695,13 +773,3 @@ class Curriculum:
         """What is left of trainer.max_time, by the clock of the first process."""
         deadline = self._deadline
         return None if deadline is None else first_only(lambda: timedelta(seconds=deadline - time.monotonic()))
-
-    @contextmanager
-    def _track(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A progress bar for sampling; silent where the output is not a terminal."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TimeRemainingColumn())  # fmt: skip
-        quiet = not self.console.is_terminal or self.trainer_config().get("enable_progress_bar") is False
-        with Progress(*columns, console=self.console, disable=quiet, transient=True) as progress:
-            task = progress.add_task(label, total=total)
-            yield lambda count: progress.advance(task, count)

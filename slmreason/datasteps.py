@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar, get_args
@@ -26,6 +27,7 @@ from slmreason.data.recorded import read_recorded
 from slmreason.data.strata import Bands, Strata, stratify
 from slmreason.distributed import barrier, first_only, is_first
 from slmreason.evaluate.benchmarks import Benchmark, load_benchmarks
+from slmreason.progress import Watch, watching
 from slmreason.records import (
     BAND_NAMES,
     BridgeResult,
@@ -53,8 +55,8 @@ from slmreason.verify.verdicts import try_reward
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Job = Callable[[], object]
-CHUNK = 256
-"""Problems between two writes to the file."""
+CHUNK = 64
+"""Problems between two writes to the file, where none of them is sampled from."""
 
 
 def load_data(made: Namespace, config: Namespace) -> list[Benchmark]:
@@ -138,13 +140,17 @@ def prepare_stratify(parser: Parser, config: Namespace) -> Job:
 
     done = _go_on(out, parser, config, {"recorded": recorded}, problems, of_evidence)
 
-    def sample(chunk: list[Problem]) -> list[RolloutGroup]:
-        return probe(made, config, chunk) if made is not None else [by_key[problem.key] for problem in chunk]
+    def sample(chunk: list[Problem], watch: Watch) -> list[dict[str, Any]]:
+        if made is None:
+            return [evidence_row(by_key[problem.key], bands) for problem in chunk]
+        return [evidence_row(group, bands) for group in probe(made, config, chunk, watch)]
 
     def job() -> None:
         if made is not None and processes is not None:
             place(made, processes)
-        _in_chunks(out, problems, done, lambda chunk: [evidence_row(g, bands) for g in sample(chunk)])
+        attempts, limit = config.curriculum.probe.attempts, config.grpo.max_completion_tokens
+        size = len(problems) if made is None else max(1, made.rollout.batch_size(made.student) // attempts)
+        _in_chunks(out, problems, done, sample, size, ("stratify", attempts, limit))
         ledger = Ledger(None)
         ledger.take(as_ledger_rows(matched_evidence(out, problems)), Place(0, "stratify"))
         _print(strata_table(stratify(ledger, problems, bands), ledger))
@@ -153,13 +159,13 @@ def prepare_stratify(parser: Parser, config: Namespace) -> Job:
     return job if processes is None else lambda: processes.run(job)
 
 
-def probe(made: Namespace, config: Namespace, problems: Sequence[Problem]) -> list[RolloutGroup]:
+def probe(made: Namespace, config: Namespace, problems: Sequence[Problem], watch: Watch) -> list[RolloutGroup]:
     """Rollouts of the student as it is, drawn as GRPO draws them."""
     grpo = config.grpo
     seed = stable_seed(grpo.seed, "probe", 0, "stratify", 0)
     sampling = Sampling(grpo.max_completion_tokens, grpo.temperature, grpo.top_p, seed, with_log_probs=False)
     made.rollout.sync(made.student)
-    return collect(made.student, made.rollout, made.reward, problems, made.curriculum.probe.attempts, sampling)
+    return collect(made.student, made.rollout, made.reward, problems, made.curriculum.probe.attempts, sampling, watch)
 
 
 def prepare_bridge(parser: Parser, config: Namespace) -> Job:
@@ -183,10 +189,17 @@ def prepare_bridge(parser: Parser, config: Namespace) -> Job:
         place(made, processes)
         if missing:
             log.info("%d problems have no evidence yet (data.evidence): they are measured first", len(missing))
-            ledger.record(probe(made, config, missing), Place(0, "probe"))
+            limit = config.grpo.max_completion_tokens
+            with _watching("probe", len(missing) * config.curriculum.probe.attempts, limit) as watch:
+                ledger.record(probe(made, config, missing, watch), Place(0, "probe"))
         strata = stratify(ledger, made.data.problems, made.data.bands)
         wanted = [p for band in ("medium", "hard") for p in getattr(strata, band)]
-        _in_chunks(out, wanted, done, lambda chunk: _bridged(made, config, teacher, ledger, strata, chunk))
+
+        def make(chunk: list[Problem], watch: Watch) -> list[dict[str, Any]]:
+            return _bridged(made, config, teacher, ledger, strata, chunk, watch)
+
+        size = made.rollout.batch_size(made.student)
+        _in_chunks(out, wanted, done, make, size, ("bridge", 1, made.bridge.max_trace_tokens))
         asked = {problem.key for problem in made.data.problems}
         results = [from_json(BridgeResult, row) for row in read_lines(out)]
         results = [result for result in results if result.problem.key in asked]
@@ -199,7 +212,7 @@ def prepare_bridge(parser: Parser, config: Namespace) -> Job:
 
 
 def _bridged(
-    made: Namespace, config: Namespace, teacher: Any, ledger: Ledger, strata: Strata, chunk: list[Problem]
+    made: Namespace, config: Namespace, teacher: Any, ledger: Ledger, strata: Strata, chunk: list[Problem], watch: Watch
 ) -> list[dict[str, Any]]:
     settings: BridgeSettings = made.bridge
     sampling = Sampling(
@@ -217,7 +230,7 @@ def _bridged(
         if part:
             made_of = bridge(
                 part, made.student, made.rollout, teacher, made.reward, chosen, sampling, exemplars, own,
-                token_budget=made.data.token_budget,
+                token_budget=made.data.token_budget, watch=watch,
             )  # fmt: skip
             results |= {result.problem.id: result for result in made_of}
     return [to_json(results[problem.id]) for problem in chunk]
@@ -257,7 +270,7 @@ def prepare_critique(parser: Parser, config: Namespace) -> Job:
 
     def job() -> None:
         place(made, processes)
-        _in_chunks(out, problems, done, lambda chunk: first_only(lambda: make(chunk)))
+        _in_chunks(out, problems, done, lambda chunk, _: first_only(lambda: make(chunk)), CHUNK, ("critique", 1, 0))
         _print(critique_table([from_json(Critique, row) for row in read_lines(out)]))
         _set_aside(out, teacher.drain_rejects())
         log.info("records: %s; fit trains on them with --critique.records %s", out, out)
@@ -301,18 +314,32 @@ def _go_on(
 
 
 def _in_chunks(
-    out: Path, problems: Sequence[Problem], done: set[str], make: Callable[[list[Problem]], list[dict[str, Any]]]
+    out: Path,
+    problems: Sequence[Problem],
+    done: set[str],
+    make: Callable[[list[Problem], Watch], list[dict[str, Any]]],
+    size: int,
+    work: tuple[str, int, int],
 ) -> None:
-    """Makes the rows of the problems whose key is not done yet, and writes them chunk by chunk."""
+    """Makes the rows of the problems whose key is not done yet, and writes them chunk by chunk.
+
+    Args:
+        size: problems of a chunk.
+        work: for those who watch: its name, completions of a problem, and tokens of a completion at most.
+    """
     todo = [problem for problem in problems if problem.key not in done]
     if done:
         log.info("%d of %d problems are in %s already", len(problems) - len(todo), len(problems), out)
     append_records(out, [])
-    for start in range(0, len(todo), CHUNK):
-        append_records(out, make(todo[start : start + CHUNK]))
-        if len(todo) > CHUNK:
-            log.info("%d of %d problems", min(start + CHUNK, len(todo)), len(todo))
+    label, completions, max_new_tokens = work
+    with _watching(label, len(todo) * completions, max_new_tokens) as watch:
+        for start in range(0, len(todo), size):
+            append_records(out, make(todo[start : start + size], watch))
     barrier()
+
+
+def _watching(label: str, completions: int, max_new_tokens: int) -> AbstractContextManager[Watch]:
+    return watching(label, completions, max_new_tokens, Console(quiet=not is_first()))
 
 
 def _show_plan(step: str, counts: dict[str, int], cost: str | None) -> None:

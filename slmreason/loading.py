@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,6 +26,8 @@ EMBEDDED = Path(__file__).parent / "embedded" / "students"
 POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions", "seq_length")
 """What configs call the number of positions that a model was made for."""
 UNBOUNDED = 1 << 30
+X86_BFLOAT16 = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
+"""Of `torch.cpu`: whether the processor has the instructions."""
 
 
 def resolve_model(model: str) -> str:
@@ -39,6 +43,33 @@ def resolve_model(model: str) -> str:
         known = sorted(f"embedded:{path.parent.name}" for path in EMBEDDED.glob("*/config.json"))
         raise ValueError(f"student.model: {model!r} is not embedded; known: {', '.join(known)}")
     return str(folder)
+
+
+def torch_dtype(name: str) -> torch.dtype | Literal["auto"]:
+    """The dtype that `student.dtype` names, as transformers takes it."""
+    if name == "auto":
+        return "auto"
+    if name != "fastest":
+        found: torch.dtype = getattr(torch, name)
+        return found
+    multiplies = multiplies_in_bfloat16()
+    what = "multiplies in bfloat16" if multiplies else "does not multiply in bfloat16"
+    dtype = torch.bfloat16 if multiplies else torch.float32
+    log.info("student.dtype fastest: %s, since this machine %s", str(dtype).removeprefix("torch."), what)
+    return dtype
+
+
+def multiplies_in_bfloat16() -> bool:
+    """Whether the GPU, or without one the processor, has instructions for products of bfloat16.
+
+    A processor without them computes such products in float32, and converts each time. On x86 they are those of
+    AVX512-BF16 or AMX: oneDNN by itself takes AVX512 for enough.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return any(getattr(torch.cpu, name, bool)() for name in X86_BFLOAT16)
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def load(model: str, trust_remote_code: bool, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:

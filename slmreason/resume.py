@@ -46,6 +46,10 @@ class StageReport:
     scores: list[Score]
     tokens: Tokens = field(default_factory=Tokens)
     """What the run had cost when the stage ended."""
+    benchmark_seconds: float = 0.0
+    """What the benchmarks after the stage took."""
+    benchmark_tokens: int = 0
+    """Tokens that the student answered them with."""
 
 
 @dataclass
@@ -81,11 +85,13 @@ class RunState:
     def from_tree(cls, tree: dict[str, Any]) -> RunState:
         state = cls(**tree)
         state.reports = [
-            StageReport(
-                Place(**r["place"]), r["outcome"], r["seconds"], r["rows"], [Score(**s) for s in r["scores"]],
-                Tokens(**r["tokens"]),
-            )
-            for r in tree["reports"]
+            StageReport(**{
+                **report,
+                "place": Place(**report["place"]),
+                "scores": [Score(**score) for score in report["scores"]],
+                "tokens": Tokens(**report["tokens"]),
+            })
+            for report in tree["reports"]
         ]  # fmt: skip
         state.tokens = Tokens(**tree["tokens"])
         state.critiques = [from_json(Critique, record) for record in tree["critiques"]]
@@ -251,7 +257,13 @@ class Journal:
         barrier()  # the first process must not add to it before all have read it
 
     def chunks(
-        self, key: str, items: Sequence[T], make: Callable[[list[T]], Sequence[R]], cls: type[R], size: int
+        self,
+        key: str,
+        items: Sequence[T],
+        make: Callable[[list[T]], Sequence[R]],
+        cls: type[R],
+        size: int,
+        noted: Callable[[int], None] = lambda items: None,
     ) -> list[R]:
         """Applies `make` to `size` items at a time. What it gives depends on the key and the items alone.
 
@@ -259,10 +271,11 @@ class Journal:
             key: names the work and its place in the run.
             make: items -> results, any number of them.
             cls: of the results: a record, or `dict`.
+            noted: called with the number of items of each chunk that is not made again.
         """
         results: list[R] = []
         for number, start in enumerate(range(0, len(items), size)):
-            name = f"{key}/{number}"
+            name = f"{key}/{size}/{number}"  # an engine may have the room for another size than in an earlier process
             row = self._noted.pop(name, None)
             if row is None:
                 before = replace(self._tokens)
@@ -275,6 +288,7 @@ class Journal:
                     "tokens": vars(self._tokens - before),
                 }])  # fmt: skip
             else:
+                noted(len(items[start : start + size]))
                 self._tokens += Tokens(**row["tokens"])
                 made = row["results"] if cls is dict else [from_json(cls, result) for result in row["results"]]
                 rejects = [from_json(Reject, reject) for reject in row["rejects"]]

@@ -24,7 +24,7 @@ from slmreason.attention import VARLEN
 from slmreason.batching import HIDDEN_SIZE, PackedBatch, collate
 from slmreason.chat import DATE, Chat
 from slmreason.distributed import barrier, is_first
-from slmreason.loading import EMBEDDED, check_tokens, embeddings, load, max_positions, resolve_model
+from slmreason.loading import EMBEDDED, check_tokens, embeddings, load, max_positions, resolve_model, torch_dtype
 from slmreason.records import Example, Tokens
 from slmreason.runfolder import is_no_room, write_folder
 from slmreason.scoring import TokenScores, Way, score_batch, ways
@@ -69,7 +69,7 @@ class Student(nn.Module):
         self,
         model: str,
         lora: Lora | None = None,
-        dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
+        dtype: Literal["float32", "bfloat16", "float16", "auto", "fastest"] = "float32",
         system_prompt: str | None = None,
         instruction: str = "Please reason step by step, and put your final answer within \\boxed{}.",
         chat_template: str | None = None,
@@ -83,7 +83,8 @@ class Student(nn.Module):
         Args:
             model: A hub name, a folder in Hugging Face form, or `embedded:qwen2` / `embedded:llama`.
             lora: Train low-rank adapters in place of all weights.
-            dtype: Precision of the loaded weights.
+            dtype: Precision of the loaded weights. `auto` is what they are stored in; `fastest` is bfloat16 where this
+                machine multiplies in it, else float32, and which of them is said.
             system_prompt: Text of a system message before each question.
             instruction: Text put after each question, on a line of its own; empty for none.
             chat_template: Path of a jinja file that replaces the tokenizer's template.
@@ -106,7 +107,7 @@ class Student(nn.Module):
         network, tokenizer, self.name = load(
             model,
             trust_remote_code,
-            dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+            dtype=torch_dtype(dtype),
             attn_implementation=attn_implementation,
         )
         self.tokenizer: PreTrainedTokenizerBase = tokenizer

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from slmreason import datasteps
 from slmreason.cli import main
 from slmreason.curriculum import Curriculum
+from slmreason.datasteps import bridge_table
 from slmreason.embedded.families import make_problems
 from slmreason.records import BridgeCandidate, BridgeResult, Example, Learnability, Trace
+from slmreason.rollout.hf import HFEngine
 from slmreason.teacher.critique import capped
 from slmreason.teacher.procedural import ProceduralTeacher
 
@@ -80,7 +81,7 @@ def test_a_step_that_was_cut_off_goes_on_and_asks_nothing_twice(
         return solve(self, problems)
 
     monkeypatch.setattr(ProceduralTeacher, "solve", dies)
-    monkeypatch.setattr(datasteps, "CHUNK", 1)
+    monkeypatch.setattr(HFEngine, "batch_size", lambda self, student: 1)
     command = ["bridge", *CONFIG, f"--data.evidence={files / 'bands.jsonl'}", f"--out={out}"]
     assert main(command) == 130
     assert len(out.read_text().splitlines()) == cut_at
@@ -219,7 +220,7 @@ def test_the_table_says_under_each_heading_what_it_names() -> None:
         return BridgeCandidate(Trace(problem.id, kind, kind, Learnability(4.0, 0.5, 9)), fault)
 
     raw, bridged = candidate("teacher", "too long: 9 tokens, the cap is 8"), candidate("bridged", None)
-    table = datasteps.bridge_table([BridgeResult(problem, (raw, bridged), bridged.trace)])
+    table = bridge_table([BridgeResult(problem, (raw, bridged), bridged.trace)])
     shown = {str(column.header): list(column.cells) for column in table.columns}
     assert shown == {
         "candidate": ["teacher", "bridged"], "proposed": ["1", "1"], "chosen": ["0", "1"], "fell": ["1", "0"],

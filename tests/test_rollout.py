@@ -86,10 +86,13 @@ def tokens(group: list[Completion]) -> list[tuple[int, ...]]:
 
 
 def test_a_group_larger_than_the_batch_is_cut_and_put_together(student: Student) -> None:
-    seen: list[int] = []
-    groups = HFEngine(max_sequences=3).generate(student, prompts_for(student, 2), 8, Sampling(10), seen.append)
+    seen: list[tuple[int, int]] = []
+    engine = HFEngine(max_sequences=3)
+    groups = engine.generate(student, prompts_for(student, 2), 8, Sampling(10), lambda *more: seen.append(more))
     assert [len(group) for group in groups] == [8, 8]
-    assert sum(seen) == 2
+    ended, sampled = map(sum, zip(*seen, strict=True))
+    assert (ended, sampled) == (16, sum(len(c.token_ids) for group in groups for c in group))
+    assert len(seen) > 6  # within a batch too
 
 
 def draws(count: int) -> torch.Tensor:

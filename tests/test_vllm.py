@@ -379,9 +379,9 @@ def test_a_seed_repeats_another_differs_and_the_batch_does_not_matter(here: VLLM
 
 
 def test_a_completion_stops_at_its_end_token_or_is_marked_truncated(here: VLLMEngine, student: Student) -> None:
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     here.sync(student)
-    groups = here.generate(student, prompts_for(student), 4, Sampling(20, seed=1), seen.append)
+    groups = here.generate(student, prompts_for(student), 4, Sampling(20, seed=1), lambda *more: seen.append(more))
     completions = [completion for group in groups for completion in group]
     assert {completion.truncated for completion in completions} == {True, False}
     for completion in completions:
@@ -389,7 +389,7 @@ def test_a_completion_stops_at_its_end_token_or_is_marked_truncated(here: VLLMEn
         assert not any(token in student.eos_ids for token in completion.token_ids[:-1])
         assert len(completion.log_probs) == len(completion.token_ids)
         assert len(completion.token_ids) == 20 or not completion.truncated
-    assert sum(seen) == 7
+    assert tuple(map(sum, zip(*seen, strict=True))) == (28, sum(len(c.token_ids) for c in completions))
     assert min(seen) > 0
     assert here.generate(student, [], 4, Sampling(20)) == []
 
@@ -571,18 +571,23 @@ def test_a_worker_answers_as_vllm_in_this_process(
     here: VLLMEngine, apart: VLLMEngine, lora_student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apart_module, "CHUNK_BYTES", 1)  # then as the largest tensor: it is filled often
-    prompts, seen = prompts_for(lora_student), []
+    prompts, seen, sampled = prompts_for(lora_student), [0, 0], 0
+
+    def count(completions: int, tokens: int) -> None:
+        seen[:] = seen[0] + completions, seen[1] + tokens
+
     for _ in range(2):
         for engine in (here, apart):
             engine.sync(lora_student)
         assert len(apart._core._buffer) < sum(w.numel() * 4 for _, w in lora_student.weights()) / 4  # type: ignore[union-attr]
         for sampling in (GREEDY, Sampling(30, 1.5, seed=2)):
-            ours = apart.generate(lora_student, prompts, 4, sampling, seen.append)
+            ours = apart.generate(lora_student, prompts, 4, sampling, count)
+            sampled += sum(len(completion.token_ids) for group in ours for completion in group)
             theirs = here.generate(lora_student, prompts, 4, sampling)
             assert tokens(ours) == tokens(theirs)
             assert [c.log_probs for c in ours[0]] == [pytest.approx(c.log_probs, abs=1e-5) for c in theirs[0]]
         train(lora_student, learning_rate=0.05)
-    assert sum(seen) == 4 * len(prompts)
+    assert seen == [4 * 4 * len(prompts), sampled]
     assert apart.generate(lora_student, [], 4, GREEDY) == []
     assert not dist.is_initialized()
 
@@ -591,12 +596,12 @@ class Hit(Exception):
     """Raised by a test from within the progress callback."""
 
 
-def hit(engine: VLLMEngine, number: signal.Signals) -> Callable[[int], None]:
-    """A progress callback that sends the worker a signal when the first prompt is finished."""
+def hit(engine: VLLMEngine, number: signal.Signals) -> Callable[[int, int], None]:
+    """A progress callback that sends the worker a signal when the first completions have ended."""
     sent = []
 
-    def callback(_: int) -> None:
-        if not sent:
+    def callback(completions: int, _: int) -> None:
+        if completions and not sent:
             sent.append(os.kill(worker_of(engine).pid, number))
 
     return callback
@@ -628,8 +633,9 @@ def test_a_worker_that_is_lost_is_an_error_within_seconds_and_the_next_call_star
 
 
 def test_an_interrupted_call_leaves_nothing_behind(here: VLLMEngine, apart: VLLMEngine, student: Student) -> None:
-    def interrupt(_: int) -> None:
-        raise Hit
+    def interrupt(completions: int, _: int) -> None:
+        if completions:
+            raise Hit
 
     for engine in (here, apart):
         engine.sync(student)

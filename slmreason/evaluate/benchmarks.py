@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,20 @@ from rich.table import Table
 
 from slmreason.data.sources import load_problems, most_common, split_source
 from slmreason.evaluate.metrics import MajAtK, PassAtK, ShareOfProblems
+from slmreason.progress import Watch
 from slmreason.records import Problem, Reject, RolloutGroup
 from slmreason.redact import cell
 from slmreason.rollout.collect import collect
-from slmreason.rollout.engine import Progress, RolloutEngine, Sampling, prompt_limit
+from slmreason.rollout.engine import RolloutEngine, Sampling, prompt_limit
 from slmreason.runfolder import append_records, write_records
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn
 
 log = logging.getLogger(__name__)
+Sample = Callable[[Sequence[Problem]], list[RolloutGroup]]
+"""Problems to their groups of answers."""
+InParts = Callable[[Sequence[Problem], Sample], list[RolloutGroup]]
+"""Goes through all problems with a function that samples some of them."""
 
 
 @dataclass
@@ -121,13 +126,15 @@ def evaluate(
     reward: RewardFn,
     benchmarks: Sequence[Benchmark],
     settings: EvaluationSettings,
-    progress: Progress | None = None,
+    watch: Watch | None = None,
     answers: Path | None = None,
+    in_parts: InParts = lambda problems, sample: sample(problems),
 ) -> list[Score]:
     """Scores of the student as it stands now: for each benchmark pass@k and, for k of 2 or more, maj@k.
 
     Args:
         answers: a JSONL file for every completion with its verdict.
+        in_parts: samples all problems a part at a time, so that what is done can be kept.
     """
     engine.sync(student)
     # One call for all benchmarks: the engine then fills its batches across them.
@@ -135,7 +142,11 @@ def evaluate(
     sampling = Sampling(
         settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed, with_log_probs=False
     )
-    groups = collect(student, engine, reward, problems, settings.samples, sampling, progress)
+
+    def sample(part: Sequence[Problem]) -> list[RolloutGroup]:
+        return collect(student, engine, reward, part, settings.samples, sampling, watch)
+
+    groups = in_parts(problems, sample)
     if answers is not None:
         names = [benchmark.name for benchmark in benchmarks for _ in benchmark.problems]
         write_records(

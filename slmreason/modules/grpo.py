@@ -30,6 +30,7 @@ from slmreason.objectives import (
     token_weights,
     truncated_importance,
 )
+from slmreason.progress import Watch
 from slmreason.records import Example, Rollout, RolloutGroup
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, Sampling, stable_seed
@@ -118,6 +119,8 @@ class GRPOModule(StudentModule):
         """Set from data.token_budget."""
         self._engine_is_behind = True
         """The student has changed since the engine got its weights."""
+        self.rollout_watch: Watch | None = None
+        """Is told of rollouts while they are sampled."""
 
     def sampling(self, *key: object) -> Sampling:
         return Sampling(self.max_completion_tokens, self.temperature, self.top_p, stable_seed(self.seed, *key))
@@ -151,7 +154,9 @@ class GRPOModule(StudentModule):
         if self._engine_is_behind:  # not after the update: what the last one leaves on the GPU nobody would sample from
             self.engine.sync(self.student)
             self._engine_is_behind = False
-        groups = collect(self.student, self.engine, self.reward, batch.problems, self.group_size, sampling)
+        groups = collect(
+            self.student, self.engine, self.reward, batch.problems, self.group_size, sampling, self.rollout_watch
+        )
         self.student.tokens.sampled += sum(group.num_tokens for group in groups)
         self._forget_update()
         self._log_rollouts(groups)

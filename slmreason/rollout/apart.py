@@ -94,7 +94,7 @@ class Apart:
             yield entries
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, tick: Callable[[int], None]
+        self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, tick: Callable[[int, int], None]
     ) -> list[list[Completion]]:
         """See `Core.generate`."""
         free_unused_memory()
@@ -111,7 +111,7 @@ class Apart:
         """Ends the worker."""
         self._end()
 
-    def _ask(self, doing: str, request: object, tick: Callable[[int], None] | None = None) -> Any:
+    def _ask(self, doing: str, request: object, tick: Callable[[int, int], None] | None = None) -> Any:
         """Sends a request and waits for its result."""
         self._send(request, doing)
         while True:
@@ -119,7 +119,7 @@ class Apart:
             if kind == "done":
                 return value
             if tick is not None:
-                tick(value)
+                tick(*value)
 
     def _send(self, message: object, doing: str) -> None:
         with self._explained(doing):

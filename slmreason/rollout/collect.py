@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slmreason.distributed import spread, world_size
+from slmreason.progress import Watch
 from slmreason.records import Problem, Rollout, RolloutGroup
-from slmreason.rollout.engine import Completion, Progress, RolloutEngine, Sampling
+from slmreason.rollout.engine import Completion, RolloutEngine, Sampling
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn, Verdict
 from slmreason.verify.verdicts import graded_completions
@@ -19,16 +20,20 @@ def collect(
     problems: Sequence[Problem],
     group_size: int,
     sampling: Sampling,
-    progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> list[RolloutGroup]:
     """Samples `group_size` completions of each problem and grades them, in the order of the problems.
 
-    Several processes each sample a share of the problems, and all come to know all groups. `progress` counts the
-    problems of this process's share times the number of processes.
+    Several processes each sample a share of the problems, and all come to know all groups. `watch` counts what is
+    sampled of this process's share times the number of processes.
     """
     if not problems:
         return []
-    advance = None if progress is None else lambda count: progress(count * world_size())
+    processes = world_size()
+
+    def advance(completions: int, tokens: int) -> None:
+        if watch is not None:
+            watch.advance(completions * processes, tokens * processes)
 
     def sample(share: list[Problem]) -> list[RolloutGroup]:
         prompts = [student.encode_question(problem.question) for problem in share]
@@ -49,7 +54,10 @@ def collect(
             for problem, prompt, group, row in zip(share, prompts, completions, texts, strict=True)
         ]
 
-    return spread(sample, problems)
+    groups = spread(sample, problems)
+    if watch is not None:
+        watch.grade(groups)
+    return groups
 
 
 def _rollout(student: Student, prompt: tuple[int, ...], completion: Completion, text: str, verdict: Verdict) -> Rollout:

@@ -181,17 +181,19 @@ class Core:
         prompts: Sequence[Sequence[int]],
         group_size: int,
         sampling: Sampling,
-        tick: Callable[[int], None],
+        tick: Callable[[int, int], None],
     ) -> list[list[Completion]]:
         """`group_size` completions of each prompt. Afterwards vLLM sleeps, also where there was no prompt.
 
         Args:
-            tick: called after every step of the engine with the number of prompts that it finished, mostly 0.
+            tick: called after every step of the engine with the completions that it ended, mostly none, and their
+                tokens.
 
         Raises:
             EngineError: a logit or a log-prob is not a number.
         """
         results: dict[int, list[Completion]] = {}
+        copies = group_size if sampling.temperature == 0 else 1
         if prompts:
             self._wake("weights", "kv_cache")
             with self._at(sampling.temperature):
@@ -200,9 +202,9 @@ class Core:
                     finished = [output for output in self._step() if output.finished]
                     for output in finished:
                         results[int(output.request_id)] = [self._completion(found) for found in output.outputs]
-                    tick(len(finished))
+                    ended = [completion for output in finished for completion in results[int(output.request_id)]]
+                    tick(copies * len(ended), copies * sum(len(completion.token_ids) for completion in ended))
         self._fall_asleep()
-        copies = group_size if sampling.temperature == 0 else 1
         return [results[index] * copies for index in range(len(prompts))]
 
     def _ask(self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling) -> None:

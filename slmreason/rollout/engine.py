@@ -36,7 +36,8 @@ class Completion:
     """True when the token limit was reached before an end-of-sequence token."""
 
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
+"""Takes (completions that have ended, tokens that were sampled) since the last call."""
 
 
 class EngineError(RuntimeError):
@@ -56,6 +57,13 @@ class RolloutEngine(ABC):
         """Longest prompt with its completion, in tokens; None where the student alone bounds it."""
         return None
 
+    def batch_size(self, student: Student) -> int:
+        """Completions that should be asked for at a time: enough to keep it busy, few enough to lose.
+
+        A run notes what it has sampled after each such batch.
+        """
+        return 1024
+
     @abstractmethod
     def generate(
         self,
@@ -72,7 +80,7 @@ class RolloutEngine(ABC):
 
         Args:
             prompts: token ids of each prompt, none empty; there may be none, in one of several processes.
-            progress: called with the number of prompts finished since the last call.
+            progress: called now and then while completions are sampled.
         """
 
     def check(self, student: Student) -> None:  # noqa: B027 - an engine may have nothing to check

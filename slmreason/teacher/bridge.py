@@ -15,6 +15,7 @@ import torch
 from slmreason.batching import collate, plan_batches
 from slmreason.distributed import spread
 from slmreason.objectives import rank_surprisal
+from slmreason.progress import Watch
 from slmreason.records import (
     Band,
     BridgeCandidate,
@@ -96,6 +97,7 @@ def bridge(
     more: Sequence[Trace] = (),
     known: Sequence[Trace] = (),
     token_budget: int = 8192,
+    watch: Watch | None = None,
 ) -> list[BridgeResult]:
     """Proposes, verifies, scores and selects a trace for each problem.
 
@@ -107,10 +109,13 @@ def bridge(
         more: further candidates: the student's own right solutions, the new traces of the critique round before.
         known: what the teacher wrote in earlier rounds; the student has changed since, the teacher has not, so it is
             not asked, and paid, again.
+        watch: counts hand-overs while they are sampled, one a problem.
     """
     own = [None] * len(problems) if teacher.has_dataset_solutions else list(map(_own, problems))
     solutions = [None if isinstance(found, BridgeCandidate) else found for found in own]
-    proposals = _propose(problems, solutions, student, engine, teacher, settings, sampling, exemplars, more, known)
+    proposals = _propose(
+        problems, solutions, student, engine, teacher, settings, sampling, exemplars, more, known, watch
+    )
     checked = [
         [_checked(problem, trace, student, reward, settings) for trace in traces]
         + ([found] if isinstance(found, BridgeCandidate) else [])
@@ -153,6 +158,7 @@ def _propose(
     exemplars: Sequence[Exemplar],
     more: Sequence[Trace],
     known: Sequence[Trace],
+    watch: Watch | None,
 ) -> list[list[Trace]]:
     proposals: list[list[Trace]] = [[] for _ in problems]
 
@@ -190,7 +196,7 @@ def _propose(
         add(index, trace.text, trace.provenance)
     if settings.handover:
         guides = {index: rewritten[index] or raw[index] for index in have_raw}
-        for index, text in _hand_over(problems, guides, student, engine, settings.handover_share, sampling).items():
+        for index, text in _hand_over(problems, guides, student, engine, settings, sampling, watch).items():
             add(index, text, "handover")
     return proposals
 
@@ -217,14 +223,15 @@ def _hand_over(
     guides: dict[int, str | None],
     student: Student,
     engine: RolloutEngine,
-    share: float,
+    settings: BridgeSettings,
     sampling: Sampling,
+    watch: Watch | None,
 ) -> dict[int, str]:
     """The teacher's first steps, then the student's continuation: one batched generate for all problems."""
     prefixes: dict[int, str] = {}
     for index, guide in guides.items():
         lines = (guide or "").strip().splitlines()
-        kept = max(1, int(len(lines) * share))
+        kept = max(1, int(len(lines) * settings.handover_share))
         if kept < len(lines):
             prefixes[index] = "\n".join(lines[:kept]) + "\n"
     if not prefixes:
@@ -241,7 +248,8 @@ def _hand_over(
                     "bridge.handover_share or bridge.max_trace_tokens", len(encoded) - len(prompts), len(encoded),
                     longest.why)  # fmt: skip
     engine.sync(student)
-    completions = spread(lambda share: engine.generate(student, share, 1, sampling), list(prompts.values()))
+    progress = None if watch is None else watch.advance
+    completions = spread(lambda share: engine.generate(student, share, 1, sampling, progress), list(prompts.values()))
     student.tokens.sampled += sum(len(completion.token_ids) for group in completions for completion in group)
     return {
         index: prefixes[index] + student.decode(group[0].token_ids)

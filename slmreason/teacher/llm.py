@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,6 @@ from typing import Any, Literal, TypeVar
 
 from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slmreason.records import Diagnosis, Exemplar, Problem, Reject
 from slmreason.teacher.procedural import split_steps
@@ -351,21 +348,3 @@ def read_objects(text: str) -> tuple[list[dict[str, Any]], str]:
         except (ValueError, RecursionError) as error:
             fault = fault or str(error)
     return found, fault
-
-
-# -- those who watch ------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def progress_line(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A progress line on a terminal, nothing elsewhere. What it yields takes how many are done since, and a note."""
-    console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(label, total=total, note="")
-
-        def advance(finished: int, note: str) -> None:
-            progress.update(task, advance=finished, note=note)
-
-        yield advance

@@ -13,12 +13,13 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from slmreason.chat import Chat
+from slmreason.progress import counting
 from slmreason.rollout.apart import Apart
 from slmreason.rollout.core import Spec
 from slmreason.rollout.engine import Completion, Sampling
 from slmreason.rollout.vllm import LONGEST
 from slmreason.student import resolve_model
-from slmreason.teacher.llm import Answer, Conversation, Failure, LLMTeacher, progress_line
+from slmreason.teacher.llm import Answer, Conversation, Failure, LLMTeacher
 
 log = logging.getLogger(__name__)
 
@@ -153,9 +154,9 @@ class VLLMTeacher(LLMTeacher):
         began = time.monotonic()
         if self._worker is None:
             self._worker = Apart(self.spec, self.device, 0, self.timeout_s, self.log_dir)
-        with progress_line(f"teacher {kind}", len(prompts)) as advance:
+        with counting(f"teacher {kind}", len(prompts)) as advance:
             try:
-                groups = self._worker.generate(prompts, 1, self.sampling, lambda finished: advance(finished, ""))
+                groups = self._worker.generate(prompts, 1, self.sampling, lambda ended, _: advance(ended, ""))
             except BaseException:  # a worker that was interrupted may still be at work on this
                 self.close()
                 raise
