@@ -155,6 +155,24 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def product_rate(dtype: torch.dtype, device: str = "cpu") -> float:
+    """Operations a second, multiplications and sums, of one large matrix product in a dtype: the best of ten."""
+    left, right = (torch.randn(2048, 2048).to(device, dtype) for _ in range(2))
+    stopwatch = Stopwatch()
+    for _ in range(10):
+        stopwatch.begin()
+        left @ right
+        stopwatch.end()
+    return 2 * 2048**3 / min(stopwatch.found)
+
+
+def products(model: Any) -> int:
+    """Weights that a token is multiplied by: all matrices, without an input embedding that is not the output's too."""
+    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "lora_" not in n)
+    return int(matrices - (0 if inputs is outputs else inputs.numel()))
+
+
 class Stopwatch:
     """Seconds between `begin` and `end`, and until a GPU is done."""
 

@@ -32,6 +32,8 @@ from benchmarks.common import (
     model_folder,
     peft_adapters,
     plain_model,
+    product_rate,
+    products,
     quiet,
     save,
 )
@@ -158,6 +160,21 @@ class Theirs:
         return meter.found[1:]
 
 
+def floor(folder: str, setting: Setting) -> float:
+    """Seconds that a step's products alone take at the rate of a large one.
+
+    That is 2 operations a weight for each token that is sampled and 6 for each that is trained on; a group's prompt is
+    read once, and no completion ends early.
+    """
+    student = Student(folder, instruction="", dtype=setting.dtype)
+    informative = setting.prompts // 2 if setting.half else setting.prompts
+    prompts = [len(student.encode_question(problem.question)) for problem in questions(setting.prompts, setting.half)]
+    sampled = setting.prompts * GROUP * setting.tokens + sum(prompts)
+    trained = informative * GROUP * setting.tokens + sum(prompts) * informative / setting.prompts
+    rate = product_rate(getattr(torch, setting.dtype), setting.device)
+    return (2 * sampled + 6 * trained) * products(student.base_model) / rate
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shapes", nargs="+", default=["0.8M", "10M", "10M random"], help="or folders of models")
@@ -190,6 +207,7 @@ def main() -> None:
                         "lora": options.lora,
                         "completion tokens": tokens,
                         "half silent": bool(half),
+                        "floor": floor(folder, setting),
                         **compared(found),
                     }
                     rows.append(row)

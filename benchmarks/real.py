@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import alternate, compared, quiet, save
+from benchmarks.common import alternate, compared, product_rate, products, quiet, save
 from slmreason.embedded.families import make_problems
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.hf import HFEngine
+from slmreason.rollout.vllm import VLLMEngine
 from slmreason.student import Lora, Student
 
 GROUP = 8
@@ -75,10 +76,29 @@ def theirs(student: Student, rows: int, tokens: int) -> Callable[[], Sequence[fl
     return turn
 
 
+def with_vllm(student: Student, rows: int, tokens: int) -> Callable[[], Sequence[float]]:
+    """Tokens a second of vLLM in a process of its own, which has been started before."""
+    prompts = prompts_of(student, rows)
+    engine = VLLMEngine(placement="worker", cache_gib=6, max_sequences=rows, timeout_s=600)
+    engine.sync(student)
+    engine.generate(student, prompts[:1], 1, Sampling(2))
+
+    def turn() -> Sequence[float]:
+        began = time.perf_counter()
+        groups = engine.generate(student, prompts, GROUP, Sampling(tokens))
+        seconds = _since(began)
+        assert all(len(completion.token_ids) == tokens for group in groups for completion in group)
+        return [rows * tokens / seconds]
+
+    return turn
+
+
 def side_of(name: str, student: Student, rows: int, tokens: int) -> Callable[[], Sequence[float]]:
     """What measures a side by its name."""
     if name == "generate":
         return theirs(student, rows, tokens)
+    if name == "vllm":
+        return with_vllm(student, rows, tokens)
     options: dict[str, dict[str, bool]] = {
         "ours": {},
         "modules": {"fast_weights": False},
@@ -89,17 +109,7 @@ def side_of(name: str, student: Student, rows: int, tokens: int) -> Callable[[],
 
 def floor(student: Student) -> float:
     """Tokens a second if decoding were its products, at the rate of a large one."""
-    weight = next(p for p in student.base_model.parameters() if p.ndim == 2)
-    left, right = (torch.randn(2048, 2048).to(weight) for _ in range(2))
-    best = float("inf")
-    for _ in range(10):
-        began = time.perf_counter()
-        left @ right
-        best = min(best, _since(began))
-    model: Any = student.base_model
-    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    products = sum(p.numel() for p in model.parameters() if p.ndim == 2) - (0 if inputs is outputs else inputs.numel())
-    return 2 * 2048**3 / best / (2 * products)
+    return product_rate(student.base_model.dtype, student.device.type) / (2 * products(student.base_model))
 
 
 def _since(began: float) -> float:
@@ -117,7 +127,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--lora", nargs="+", type=int, default=[0], help="0: no adapters; else their rank")
     parser.add_argument("--device", default="cpu")
-    sides = ["ours", "modules", "graphs", "generate"]
+    sides = ["ours", "modules", "graphs", "generate", "vllm"]
     about = "modules: ours with rollout.fast_weights false; graphs: ours with rollout.cuda_graphs"
     parser.add_argument("--sides", nargs="+", choices=sides, default=["ours", "modules", "generate"], help=about)
     parser.add_argument("--out", type=Path)

@@ -19,12 +19,16 @@ from slmreason.head import CHUNK_ELEMENTS, chunk_elements
 from slmreason.optimizer import HALF
 from slmreason.rollout.engine import RolloutEngine
 from slmreason.rollout.hf import HFEngine
+from slmreason.rollout.projections import packed_bytes
+from slmreason.rollout.steps import is_lean
 from slmreason.rollout.vllm import VLLMEngine
 from slmreason.scoring import has_plain_head
 from slmreason.student import Student
 
 log = logging.getLogger(__name__)
 GIB = 2**30
+LOGIT_BYTES = 3 * 4
+"""Of a logit while a token is drawn: its own float32 and two that come of it."""
 ROOM = 0.9
 """Share of a device's memory that tensors can have: the rest goes to libraries and to gaps between tensors."""
 
@@ -184,7 +188,9 @@ def sampling_bytes(engine: RolloutEngine, student: Student, shape: Shape, longes
         max_sequences, max_cache_tokens = engine.limits(student)
         tokens = min(max_cache_tokens, max_sequences * longest)
         rows = min(max_sequences, max(1, max_cache_tokens // longest))
-        return tokens * 2 * shape.keys * shape.layers * shape.width + 3 * 4 * rows * shape.vocabulary
+        cache = tokens * 2 * shape.keys * shape.layers * shape.width
+        copies = packed_bytes(student) if engine.fast_weights and is_lean(student) else 0
+        return cache + LOGIT_BYTES * rows * shape.vocabulary + copies
     return 0.0
 
 

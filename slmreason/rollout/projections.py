@@ -273,18 +273,23 @@ def _head(head: nn.Module, packs: bool) -> Callable[[Tensor], Tensor]:
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def _packs(student: Student) -> bool:
-    """Whether large matrices get a copy in the processor's order."""
+def packed_bytes(student: Student) -> int:
+    """What copies of the large matrices in the processor's order take; 0 where that order is not to be had."""
     weights = [p for p in student.base_model.parameters() if p.ndim == 2 and p.numel() >= PACKED_ELEMENTS]
     if student.device.type != "cpu" or not weights or not torch.backends.mkldnn.is_available():
-        return False
+        return 0
     dtype = compute_dtype(weights[0])
     if dtype == torch.float32:
         there = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     else:
         there = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    size = sum(weight.numel() for weight in weights) * dtype.itemsize
-    return there and _fits(size, student.device, "lay out the matrices for this processor")
+    return there * sum(weight.numel() for weight in weights) * dtype.itemsize
+
+
+def _packs(student: Student) -> bool:
+    """Whether large matrices get a copy in the processor's order."""
+    size = packed_bytes(student)
+    return size > 0 and _fits(size, student.device, "lay out the matrices for this processor")
 
 
 def _fits(size: int, device: torch.device, purpose: str) -> bool:

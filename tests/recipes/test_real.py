@@ -14,20 +14,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.common import peak_bytes
 from benchmarks.faults import differing, digest
 from slmreason.cli import main
 from slmreason.embedded.families import make_problems
+from slmreason.memory import sampling_bytes, shape_of
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.hf import HFEngine
 from slmreason.rollout.vllm import VLLMEngine
-from slmreason.student import Student
+from slmreason.student import Lora, Student
 from tests.recipes.test_real_students import gsm8k_like
 from tests.runs import ROOT
+from tests.test_memory import expected_and_measured, micro_batch
 
 FOLDER = Path(os.environ.get("SLMREASON_STUDENTS", "/nowhere"))
 QWEN, SMOL = FOLDER / "qwen2.5-coder-0.5b-instruct", FOLDER / "smollm2-135m-instruct"
@@ -126,6 +130,37 @@ def test_vllm_decodes_greedily_what_our_engine_does(folder: Path) -> None:
     for [one], [other] in zip(ours, theirs, strict=True):
         assert one.token_ids == other.token_ids
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-3)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folder", "lora", "dtype", "sequences"),
+    [(QWEN, Lora(r=32), "bfloat16", 8), (QWEN, None, "bfloat16", 4), (SMOL, None, "float32", 8)],
+    ids=["qwen lora", "qwen full", "smol float32"],
+)
+def test_memory_of_training_is_within_a_fifth_of_what_is_said(
+    folder: Path, lora: Lora | None, dtype: Literal["float32", "bfloat16"], sequences: int
+) -> None:
+    student = Student(str(folder), lora=lora, dtype=dtype)
+    expected, measured = expected_and_measured(student, "32-true", micro_batch(student, sequences, 256))
+    print(f"{folder.name}: {expected / 1e9:.2f} GB said, {measured / 1e9:.2f} GB measured")
+    assert expected == pytest.approx(measured, rel=0.2)
+
+
+@pytest.mark.parametrize(("folder", "rows"), [(QWEN, 64), (SMOL, 64)], ids=["qwen", "smol"])
+def test_memory_of_sampling_is_within_a_fifth_of_what_is_said(folder: Path, rows: int) -> None:
+    student, engine = Student(str(folder), dtype="bfloat16"), HFEngine(max_sequences=rows)
+    questions = [student.encode_question(problem.question) for problem in make_problems("chain", "train", rows // 8)]
+    longest = max(map(len, questions)) + 64
+    engine.generate(student, questions[:1], 1, Sampling(2))  # what is tried once is tried
+    weights = sum(parameter.nbytes for parameter in student.parameters())
+    measured = weights + peak_bytes(lambda: engine.generate(student, questions, 8, Sampling(64)))
+    shape = shape_of(student)
+    expected = weights + sampling_bytes(engine, student, shape, longest, 0)
+    print(f"{folder.name}: {expected / 1e9:.2f} GB said, {measured / 1e9:.2f} GB measured")
+    assert expected == pytest.approx(measured, rel=0.2)
 
 
 # -- killed while it probes, in SFT and in GRPO ------------------------------------------------------------------------
