@@ -79,8 +79,7 @@ class LeanSteps:
         for index, layer in enumerate(self._decoder.layers):
             hidden = hidden + self._attend(index, layer.self_attn, _norm(layer.input_layernorm, hidden), cos, sin, seen)
             products = self._projections.layers[index]
-            gate, up = products.gate_up(_norm(layer.post_attention_layernorm, hidden))
-            hidden = hidden + products.down(functional.silu(gate) * up)
+            hidden = hidden + products.down(products.gated(_norm(layer.post_attention_layernorm, hidden)))
         return self._projections.head(_norm(self._decoder.norm, hidden))
 
     def _attend(

@@ -3,6 +3,8 @@
 - In float32, adapters are folded into the weights, which are put back after: nothing is rounded away.
 - In half precision and under autocast they stay beside the weights, those with one input in one product. Folded in,
   small updates would be rounded away, and the sampler would be another policy than the one that is trained.
+- Where the copies below are made in half precision, a product takes adapters with it: [x, x A^T] times [W, B]^T. It
+  takes SiLU and the product of gate and up with it too, which are passes over the MLP's width else.
 - On a GPU a step is launches of kernels: q, k and v are one product, gate and up another, on views of one tensor.
 - On a CPU each product first puts its weight in the order in which the processor reads it: large ones have a copy in
   that order.
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slmreason.head import compute_dtype, logits_of
+from slmreason.optimizer import HALF
 from slmreason.student import Student
 from slmreason.weights import units
 
@@ -44,7 +47,8 @@ class Layer:
 
     qkv: Callable[[Tensor], Sequence[Tensor]]
     out: Callable[[Tensor], Tensor]
-    gate_up: Callable[[Tensor], Sequence[Tensor]]
+    gated: Callable[[Tensor], Tensor]
+    """silu(gate(x)) * up(x): [rows, hidden] -> [rows, MLP width]"""
     down: Callable[[Tensor], Tensor]
 
 
@@ -64,7 +68,7 @@ def plain(model: Any) -> Projections:
         attention, mlp = layer.self_attn, layer.mlp
         layers.append(Layer(
             _each([attention.q_proj, attention.k_proj, attention.v_proj]), attention.o_proj,
-            _each([mlp.gate_proj, mlp.up_proj]), mlp.down_proj,
+            _gated(_each([mlp.gate_proj, mlp.up_proj])), mlp.down_proj,
         ))  # fmt: skip
     return Projections(layers, model.lm_head)
 
@@ -80,7 +84,7 @@ def fast(student: Student, steps: int = PACKED_FROM) -> Projections:
         attention, mlp = layer.self_attn, layer.mlp
         layers.append(Layer(
             _together([attention.q_proj, attention.k_proj, attention.v_proj], packs), _alone(attention.o_proj, packs),
-            _together([mlp.gate_proj, mlp.up_proj], packs), _alone(mlp.down_proj, packs),
+            _gated_together(mlp.gate_proj, mlp.up_proj, packs), _alone(mlp.down_proj, packs),
         ))  # fmt: skip
     return Projections(layers, _head(model.lm_head, packs))
 
@@ -149,22 +153,63 @@ class Product:
             packs: have a copy of the weight in the processor's order.
         """
         self.dtype, self.bias, self.side, self.packs = weight.dtype, bias, side, packs
+        self.fuses = packs and weight.dtype in HALF
+        """Adapters, and what comes after the product, are part of it; their sums are rounded once."""
+        if self.fuses and side is not None:
+            weight = torch.cat([weight, side[1]], dim=1)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if packs else weight
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        hidden = hidden.to(self.dtype)
         if self.packs:
+            hidden = self._input(hidden)
             found: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self.weight, self.bias, "none", [], "")
         else:
+            hidden = hidden.to(self.dtype)
             found = functional.linear(hidden, self.weight, self.bias)
-        if self.side is not None:
+        if self.side is not None and not self.fuses:
             down, up = self.side
             found.addmm_(functional.linear(hidden, down), up.t())
         return found
 
+    def silu(self, hidden: Tensor) -> Tensor:
+        """SiLU of the product, where it `fuses`."""
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(
+            self._input(hidden), self.weight, self.bias, "swish", [], ""
+        )  # fmt: skip
+        return found
+
+    def times(self, hidden: Tensor, factor: Tensor) -> Tensor:
+        """The product times a factor for each of its numbers, where it `fuses`."""
+        found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            self._input(hidden), factor, self.weight, self.bias, "mul"
+        )
+        return found
+
+    def _input(self, hidden: Tensor) -> Tensor:
+        """What the weight in the processor's order is multiplied by."""
+        hidden = hidden.to(self.dtype)
+        if self.side is None or not self.fuses:
+            return hidden
+        return torch.cat([hidden, functional.linear(hidden, self.side[0])], dim=-1)
+
 
 def _each(modules: Sequence[nn.Module]) -> Callable[[Tensor], Sequence[Tensor]]:
     return lambda hidden: [module(hidden) for module in modules]
+
+
+def _gated(gate_up: Callable[[Tensor], Sequence[Tensor]]) -> Callable[[Tensor], Tensor]:
+    def gated(hidden: Tensor) -> Tensor:
+        gate, up = gate_up(hidden)
+        return functional.silu(gate) * up
+
+    return gated
+
+
+def _gated_together(gate_proj: nn.Module, up_proj: nn.Module, packs: bool) -> Callable[[Tensor], Tensor]:
+    gate, up = _product([gate_proj], packs), _product([up_proj], packs)
+    if gate is None or up is None or not (gate.fuses and up.fuses):
+        return _gated(_together([gate_proj, up_proj], packs))
+    return lambda hidden: up.times(hidden, gate.silu(hidden))
 
 
 def _alone(module: nn.Module, packs: bool) -> Callable[[Tensor], Tensor]:

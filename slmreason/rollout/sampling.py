@@ -17,6 +17,8 @@ WHOLE = 16_384
 """Vocabularies up to this size are summed in one piece."""
 BLOCK = 512
 """Tokens that are summed together first in larger ones."""
+ROWS_ON_CPU = 4
+"""Rows of a large vocabulary that a processor takes at a time: so few stay in its cache."""
 LIKELIEST = 1024
 """Among these many tokens a nucleus is looked for before the whole vocabulary is sorted."""
 
@@ -49,12 +51,13 @@ def sample(logits: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, T
         logits: are left as they are. Any floating dtype.
         draws: a uniform number from [0, 1) for each row. [B], float64 where the device has it.
     """
-    scores = logits.float()
-    if sampling.temperature not in (0, 1):
-        scores = scores / sampling.temperature
-    if scores.shape[-1] > WHOLE:
-        return _sample_by_blocks(scores, sampling, draws)
-    log_probs = scores.log_softmax(-1)
+    if logits.shape[-1] > WHOLE:
+        rows = ROWS_ON_CPU if logits.device.type == "cpu" else len(logits)
+        parts = zip(logits.split(rows), draws.split(rows), strict=True)
+        found = [_sample_by_blocks(_tempered(some, sampling), sampling, theirs) for some, theirs in parts]
+        tokens, chosen = (torch.cat(column) for column in zip(*found, strict=True))
+        return tokens, chosen
+    log_probs = _tempered(logits, sampling).log_softmax(-1)
     if sampling.temperature == 0:
         token = log_probs.argmax(-1)
     else:
@@ -63,6 +66,11 @@ def sample(logits: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, T
         cumulative = drawn_from.exp().cumsum(-1, dtype=draws.dtype)
         token = _find(cumulative, draws[:, None] * cumulative[:, -1:]).squeeze(1)
     return token, log_probs.gather(1, token[:, None]).squeeze(1)
+
+
+def _tempered(logits: Tensor, sampling: Sampling) -> Tensor:
+    scores = logits.float()
+    return scores if sampling.temperature in (0, 1) else scores / sampling.temperature
 
 
 def _sample_by_blocks(scores: Tensor, sampling: Sampling, draws: Tensor) -> tuple[Tensor, Tensor]:
