@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -29,6 +29,7 @@ class Pace:
     """How fast a run samples, over all that it has sampled, and how much of that is still to come."""
 
     completions: int = 0
+    tokens: int = 0
     seconds: float = 0.0
     ahead: int = 0
     """Completions that the run will sample after the work at hand, about."""
@@ -36,11 +37,14 @@ class Pace:
     def add(self, watch: Watch) -> None:
         """Counts what a watch has seen."""
         self.completions += watch.completions
+        self.tokens += watch.tokens
         self.seconds += watch.seconds
 
-    def seconds_ahead(self) -> float | None:
-        """What they will take at the pace so far; None where nothing has been sampled yet."""
-        return self.ahead * self.seconds / self.completions if self.completions else None
+    def seconds_ahead(self, max_new_tokens: int) -> float | None:
+        """What they will take at the pace so far; None where no completion has ended yet."""
+        if not self.completions:
+            return None
+        return self.ahead * min(self.tokens / self.completions, max_new_tokens) * self.seconds / self.tokens
 
 
 class Lines:
@@ -132,9 +136,9 @@ class Watch:
     def _seconds_ahead(self) -> float | None:
         if self.pace is None:
             return None
-        so_far = Pace(self.pace.completions, self.pace.seconds, self.pace.ahead)
+        so_far = replace(self.pace)
         so_far.add(self)
-        return so_far.seconds_ahead()
+        return so_far.seconds_ahead(self.max_new_tokens)
 
     @property
     def seconds(self) -> float:

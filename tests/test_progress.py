@@ -85,12 +85,12 @@ def test_what_an_earlier_process_did_counts_as_done_and_not_as_speed(clock: Cloc
 
 
 def test_rho_so_far_and_the_rest_of_the_run_are_said(clock: Clock) -> None:
-    pace = Pace(completions=100, seconds=100, ahead=220)
+    pace = Pace(completions=100, tokens=2000, seconds=100, ahead=220)
     watch = Watch("x", 40, 50, pace, clock=clock)
     clock.now = 20
     watch.grade([group(True, False, False, False)])
     watch.advance(20, 400)
-    # 120 completions in 120 s: one a second.
+    # 120 completions of 20 tokens in 120 s: one a second.
     expected = "x: 20 of 40 completions (50 %), 20 tokens/s, rho 0.25 of 4, about 20 s left, the run about 4 min"
     assert watch.line() == expected + " by what it samples"
 
