@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slmreason.data.ledger import read_lines
 from slmreason.embedded.families import rebuild
-from slmreason.evaluate.benchmarks import answers_path
+from slmreason.run.files import read_lines
+from slmreason.run.folder import RunFolder
 from slmreason.verify.equations import false_equations
 
 
@@ -25,7 +25,7 @@ def last_answers(run_dir: Path, benchmark: str) -> Iterator[dict[str, Any]]:
     """The answers to one benchmark after the last stage that was scored."""
     stages = json.loads((run_dir / "summary.json").read_text())
     last = [stage["stage"] for stage in stages if stage["scores"]][-1]
-    return (row for row in read_lines(answers_path(run_dir, last)) if row["benchmark"] == benchmark)
+    return (row for row in read_lines(RunFolder(run_dir).answers(last)) if row["benchmark"] == benchmark)
 
 
 def kind(row: dict[str, Any]) -> str:

@@ -49,16 +49,16 @@ VARIANTS = {
 }  # fmt: skip
 """Checkpoints at every step; LoRA with dropout, accumulation and a dataloader worker; none within a stage."""
 POINTS = {
-    "generation": "slmreason.rollout.hf.sample",
+    "generation": "slmreason.rollout.transformers.sample",
     "backward": "torch.Tensor.backward",
     "optimizer step": "torch.optim.adam.adam",
-    "checkpoint write": "slmreason.checkpoint.save_file",
-    "rename": "slmreason.runfolder.replace_synced",
+    "checkpoint write": "slmreason.run.tree.save_file",
+    "rename": "slmreason.run.files.replace_synced",
     "append or sync": "os.fsync",
-    "bridge": "slmreason.curriculum.bridge",
-    "critique": "slmreason.curriculum.critique",
-    "between stages": "slmreason.curriculum.save_after_stage",
-    "restart": "slmreason.curriculum.load_run",
+    "bridge": "slmreason.curriculum.curriculum.bridge",
+    "critique": "slmreason.curriculum.curriculum.critique",
+    "between stages": "slmreason.curriculum.curriculum.save_after_stage",
+    "restart": "slmreason.curriculum.curriculum.load_run",
     "last save": "slmreason.student.Student.save",
 }
 """Where a run is killed: at a call of each of these, or soon after."""
@@ -284,6 +284,6 @@ def _variant(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    import slmreason.commands  # noqa: F401 - once, before the processes are forked
+    import slmreason.cli.commands  # noqa: F401 - once, before the processes are forked
 
     sys.exit(main())

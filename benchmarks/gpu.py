@@ -136,7 +136,7 @@ def clean(lab: Lab) -> None:
     """Leaves no memory, group of processes or setting behind for the next section."""
     import torch
 
-    from slmreason.distributed import close
+    from slmreason.runtime.distributed import close
 
     torch.set_grad_enabled(True)
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -37,14 +37,14 @@ from benchmarks.common import (
     quiet,
     save,
 )
-from slmreason.batching import PromptBatch
 from slmreason.callbacks import RecordRollouts
-from slmreason.data.ledger import Ledger, Place
+from slmreason.data.ledger import Ledger
 from slmreason.embedded.families import make_problems
 from slmreason.modules.grpo import GRPOModule
-from slmreason.records import Problem
-from slmreason.rollout.hf import HFEngine
+from slmreason.records import Place, Problem
+from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
+from slmreason.student.packing import PromptBatch
 from slmreason.verify.rewards import RewardFn, Verdict
 
 GROUP = 8

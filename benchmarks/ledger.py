@@ -19,9 +19,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import save, timed
-from slmreason.data.ledger import Ledger, Place
+from slmreason.data.ledger import Ledger
 from slmreason.data.strata import Bands, acquisition_set, consolidation_set, stratify
-from slmreason.records import Problem
+from slmreason.records import Place, Problem
 
 ATTEMPTS = 8
 

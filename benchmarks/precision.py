@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import quiet, save, solutions
-from slmreason.batching import collate
-from slmreason.optimizer import MASTER, make_adamw
 from slmreason.student import Lora, Student
+from slmreason.student.optimizer import MASTER, make_adamw
+from slmreason.student.packing import collate
 
 HIDDEN = 896
 """Of Qwen2.5-0.5B; the first matrix of an adapter is drawn from the interval of 1 / sqrt(HIDDEN) to both sides of 0."""

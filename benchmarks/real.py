@@ -22,7 +22,7 @@ import torch
 from benchmarks.common import alternate, compared, product_rate, products, quiet, save
 from slmreason.embedded.families import make_problems
 from slmreason.rollout.engine import Sampling
-from slmreason.rollout.hf import HFEngine
+from slmreason.rollout.transformers import HFEngine
 from slmreason.rollout.vllm import VLLMEngine
 from slmreason.student import Lora, Student
 

@@ -32,13 +32,13 @@ from benchmarks.common import (
     quiet,
     save,
 )
-from slmreason.batching import plan_batches
 from slmreason.data.datamodule import PackedDataset
 from slmreason.data.sources import load_problems
 from slmreason.embedded.families import make_problems, rebuild, write_solution
 from slmreason.modules.sft import SFTModule
 from slmreason.records import Example
 from slmreason.student import Student
+from slmreason.student.packing import plan_batches
 
 LEARNING_RATE = 1e-5
 BATCH_TOKENS = 8192

@@ -22,10 +22,10 @@ from typing import Any
 
 from benchmarks.common import plain_model, quiet, save
 from slmreason.cli import main as slmreason
-from slmreason.config import build_parser, parse
+from slmreason.cli.config import build_parser, parse
 from slmreason.embedded.families import make_problems
 from slmreason.evaluate.benchmarks import EvaluationSettings, evaluate, load_benchmarks
-from slmreason.rollout.hf import HFEngine
+from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.verify.rewards import AnswerReward

@@ -36,7 +36,7 @@ from slmreason.data.recorded import read_recorded
 from slmreason.embedded.families import FAMILIES, make_problems, rebuild, write_solution
 from slmreason.records import Problem
 from slmreason.verify import answers
-from slmreason.verify.pool import shared_pool
+from slmreason.verify.process_pool import shared_pool
 from slmreason.verify.rewards import AnswerReward
 
 GROUP = 8

@@ -20,10 +20,11 @@ import torch
 
 from benchmarks.common import Stopwatch, model_folder, quiet, save
 from benchmarks.grpo import Ours, Setting
-from slmreason.batching import PackedBatch
 from slmreason.modules.grpo import GRPOModule
-from slmreason.rollout import hf, lean
+from slmreason.rollout import lean
+from slmreason.rollout import transformers as hf
 from slmreason.student import Student
+from slmreason.student.packing import PackedBatch
 
 PARTS: dict[str, tuple[Any, str]] = {
     "prefill": (hf, "prefill"),

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, Timer
 
-from slmreason import preemption
-from slmreason.distributed import first_only, rank
 from slmreason.rollout.engine import stable_seed
+from slmreason.runtime import preemption
+from slmreason.runtime.distributed import first_only, rank
 
 
 class SeedSteps(Callback):

@@ -7,7 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from slmreason.data.ledger import Ledger, Place
+from slmreason.data.ledger import Ledger
+from slmreason.records import Place
 
 
 class HarvestAllZeroGroups(Callback):

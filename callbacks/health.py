@@ -12,9 +12,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from slmreason.distributed import is_first
 from slmreason.records import RolloutGroup
-from slmreason.runfolder import append_records
+from slmreason.run.files import append_records
+from slmreason.runtime.distributed import is_first
 
 log = logging.getLogger(__name__)
 

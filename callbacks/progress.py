@@ -8,10 +8,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
 
-from slmreason.data.ledger import Place
 from slmreason.modules.base import StudentModule
 from slmreason.modules.grpo import GRPOModule
-from slmreason.progress import Lines, Pace, Watch, duration
+from slmreason.records import Place
+from slmreason.run.progress import Lines, Pace, Watch, duration
 
 
 class StageProgressBar(RichProgressBar):

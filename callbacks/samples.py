@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slmreason.records import Rollout, RolloutGroup
-from slmreason.redact import shown
+from slmreason.runtime.redact import shown
 
 
 class SampleCompletions(Callback):

@@ -14,9 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from docstring_parser import DocstringStyle, parse, parse_from_object
 
-from slmreason.backend import BackendSettings
 from slmreason.callbacks import SampleCompletions, TrainingHealth
-from slmreason.config import CLASS_KEYS, Parser, build_parser
+from slmreason.cli.config import CLASS_KEYS, Parser, build_parser
 from slmreason.curriculum import CheckpointSettings, CurriculumSettings, ProbeSettings
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.sources import Columns
@@ -25,10 +24,11 @@ from slmreason.evaluate.benchmarks import EvaluationSettings
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
+from slmreason.runtime.backend import BackendSettings
 from slmreason.student import Lora, Student
-from slmreason.teacher.bridge import BridgeSettings
-from slmreason.teacher.critique import CritiqueSettings
-from slmreason.teacher.teacher import FirstProcessTeacher
+from slmreason.supervision.bridge import BridgeSettings
+from slmreason.supervision.critique import CritiqueSettings
+from slmreason.teacher.base import FirstProcessTeacher
 
 MARK = "<!-- every config key -->"
 """Where the table goes on the page."""

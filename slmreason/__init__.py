@@ -1,0 +1,47 @@
+"""Difficulty-aware SFT-then-RL for small language models, on Lightning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slmreason.runtime.face import lazily
+
+if TYPE_CHECKING:
+    from slmreason.data.datamodule import ReasoningDataModule
+    from slmreason.modules.cft import CFTModule
+    from slmreason.modules.grpo import GRPOModule
+    from slmreason.modules.sft import SFTModule
+    from slmreason.records import Problem
+    from slmreason.rollout.transformers import HFEngine
+    from slmreason.rollout.vllm.engine import VLLMEngine
+    from slmreason.student.student import Lora, Student
+    from slmreason.verify.rewards import AnswerReward
+
+__all__ = [
+    "AnswerReward",
+    "CFTModule",
+    "GRPOModule",
+    "HFEngine",
+    "Lora",
+    "Problem",
+    "ReasoningDataModule",
+    "SFTModule",
+    "Student",
+    "VLLMEngine",
+]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "AnswerReward": "verify.rewards",
+        "CFTModule": "modules.cft",
+        "GRPOModule": "modules.grpo",
+        "HFEngine": "rollout.transformers",
+        "Lora": "student.student",
+        "Problem": "records",
+        "ReasoningDataModule": "data.datamodule",
+        "SFTModule": "modules.sft",
+        "Student": "student.student",
+        "VLLMEngine": "rollout.vllm.engine",
+    },
+)

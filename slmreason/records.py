@@ -93,6 +93,25 @@ def check_text(text: str, what: str) -> None:
         raise ValueError(f"{what} holds half a character (a lone surrogate) at position {error.start + 1}") from error
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where in a run something happened."""
+
+    round: int
+    stage: str
+    epoch: int = 0
+
+    @property
+    def label(self) -> str:
+        """What a person reads: `base`, `round 1 sft`."""
+        return "base" if self.stage == "base" else f"round {self.round} {self.stage}"
+
+    @property
+    def folder(self) -> str:
+        """Of the stage's files within a run: `round-01/sft`."""
+        return f"round-{self.round:02d}/{self.stage}"
+
+
 @dataclass(frozen=True, slots=True)  # there may be a million
 class Problem:
     """A question with a checkable answer."""

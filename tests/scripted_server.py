@@ -15,8 +15,8 @@ from typing import Any
 
 from slmreason.embedded.families import rebuild
 from slmreason.records import Problem
-from slmreason.teacher.llm import PROMPTS
 from slmreason.teacher.procedural import ProceduralTeacher, first_wrong_step
+from slmreason.teacher.prompted import PROMPTS
 
 Messages = list[dict[str, str]]
 Brain = Callable[[Messages], str]

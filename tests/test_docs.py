@@ -21,16 +21,15 @@ import pytest
 import torch
 import yaml
 
-from slmreason import arms, commands
-from slmreason.cli import COMMANDS, main
-from slmreason.config import CLASS_KEYS, build_parser, flat, parse
+from slmreason.cli import COMMANDS, arms, commands, main
+from slmreason.cli.config import CLASS_KEYS, build_parser, flat, parse
 from slmreason.data.sources import KNOWN, Columns
 from slmreason.modules.grpo import GRPOModule
 from slmreason.records import Problem
 from slmreason.rollout.engine import Sampling
-from slmreason.rollout.hf import HFEngine
+from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Lora, Student
-from slmreason.teacher.teacher import FirstProcessTeacher
+from slmreason.teacher.base import FirstProcessTeacher
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -135,7 +134,7 @@ def test_a_key_without_a_meaning_stops_the_build(monkeypatch: pytest.MonkeyPatch
 
 def test_the_keys_that_may_change_are_those_of_the_code() -> None:
     """The page says which; the code's own rule is asked about each key of the two configs."""
-    from slmreason.config import differing_keys
+    from slmreason.cli.config import differing_keys
 
     text = (DOCS / "config.md").read_text().partition("## Keys that may change")[2].partition("\n## ")[0]
     named = set(re.findall(r"`([\w.]+)`", text)) - {"APITeacher"}
@@ -169,7 +168,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(commands, "PREPARE", {name: lambda parser, config: lambda: None for name in commands.PREPARE})
-    monkeypatch.setattr("slmreason.preemption.listen", lambda: None)
+    monkeypatch.setattr("slmreason.runtime.preemption.listen", lambda: None)
     monkeypatch.setattr(arms, "work_through", lambda runs, free: [])
     monkeypatch.setattr(arms, "show", lambda *_: None)
     yield tmp_path
@@ -281,7 +280,7 @@ def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(commands, "GRPOModule", GRPOModule)  # put back what cispo.py puts in its place
-    monkeypatch.setattr("slmreason.preemption.listen", lambda: None)
+    monkeypatch.setattr("slmreason.runtime.preemption.listen", lambda: None)
     yield tmp_path
     KNOWN.pop("lemonade", None)
     for name in files:

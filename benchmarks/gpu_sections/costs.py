@@ -13,12 +13,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import peak_bytes
 from benchmarks.gpu_sections.lab import Lab, Outcome, head_chunks, micro_batch, pass_through
-from slmreason.attention import VARLEN
-from slmreason.batching import PackedBatch
-from slmreason.head import token_scores
-from slmreason.memory import estimate, shape_of
-from slmreason.optimizer import make_adamw
+from slmreason.curriculum.memory import estimate, shape_of
 from slmreason.student import Student
+from slmreason.student.attention import VARLEN
+from slmreason.student.logprobs import token_scores
+from slmreason.student.optimizer import make_adamw
+from slmreason.student.packing import PackedBatch
 
 LENGTH = 256
 """Tokens of a sequence."""

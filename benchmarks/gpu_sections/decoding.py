@@ -10,14 +10,14 @@ import torch
 from benchmarks.gpu_sections.lab import Lab, Outcome, Skip, empty, products_in, worst
 from benchmarks.gpu_sections.speed import ours_ms
 from benchmarks.real import EndlessStudent
-from slmreason.batching import collate
 from slmreason.embedded.families import make_problems
 from slmreason.records import Example
 from slmreason.rollout.decoding import Decoding
 from slmreason.rollout.engine import Completion, Sampling
-from slmreason.rollout.hf import HFEngine
 from slmreason.rollout.steps import padded_prompts
+from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
+from slmreason.student.packing import collate
 
 GROUP = 4
 SAME = 0.95

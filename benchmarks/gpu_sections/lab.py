@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import random_model, timed
-from slmreason import head
-from slmreason.batching import PackedBatch, collate
 from slmreason.records import Example
 from slmreason.student import Lora, Student
+from slmreason.student import logprobs as head
+from slmreason.student.packing import PackedBatch, collate
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}
 """bfloat16 products a second by NVIDIA's data sheets (SXM, dense), by a part of the device's name."""

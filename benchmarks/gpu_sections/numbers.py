@@ -12,11 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common import solutions
 from benchmarks.gpu_sections.lab import Lab, Outcome, head_chunks, placed, products_in, sound, worst
-from slmreason.attention import VARLEN
-from slmreason.batching import PackedBatch, collate
-from slmreason.head import token_scores
 from slmreason.records import Example
 from slmreason.student import Lora, Student
+from slmreason.student.attention import VARLEN
+from slmreason.student.logprobs import token_scores
+from slmreason.student.packing import PackedBatch, collate
 
 CPU = torch.device("cpu")
 EXACT = 1e-4

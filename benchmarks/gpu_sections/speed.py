@@ -16,9 +16,9 @@ from benchmarks.common import Stopwatch
 from benchmarks.gpu_sections.lab import Lab, Outcome, empty
 from benchmarks.real import GROUP, EndlessStudent, prompts_of
 from slmreason.rollout.engine import Sampling
-from slmreason.rollout.hf import HFEngine
 from slmreason.rollout.sampling import sample
 from slmreason.rollout.steps import padded_prompts
+from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
 
 Side = Callable[[], Sequence[float]]

@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader
 from benchmarks.common import solutions
 from benchmarks.gpu_sections.lab import Lab, Outcome, products_in, worst
 from benchmarks.precision import compared_update, sft_update
-from slmreason.batching import collate
-from slmreason.checkpoint import SafetensorsIO
+from slmreason.curriculum.trainer import with_strategy
 from slmreason.data.datamodule import PackedDataset
-from slmreason.distributed import close
 from slmreason.modules.sft import SFTModule
+from slmreason.run.tree import SafetensorsIO
+from slmreason.runtime.distributed import close
 from slmreason.student import Student
-from slmreason.trainer import with_strategy
+from slmreason.student.packing import collate
 
 RATE = 1e-5
 CLOSE = 0.02

@@ -17,17 +17,17 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from slmreason.batching import HIDDEN_SIZE, PackedBatch, collate, plan_batches, without_targets
 from slmreason.data.contamination import contaminated
 from slmreason.data.evidence import as_ledger_rows, matched_evidence
 from slmreason.data.identity import refuse_no_match
-from slmreason.data.ledger import Ledger, Place
+from slmreason.data.ledger import Ledger
 from slmreason.data.sources import Columns, load_problems, most_common
 from slmreason.data.strata import Bands, Routing, Strata, routed, stratify
-from slmreason.distributed import rank, world_size
-from slmreason.records import Band, Example, Problem, Reject
+from slmreason.records import Band, Example, Place, Problem, Reject
 from slmreason.rollout.engine import PromptLimit
+from slmreason.runtime.distributed import rank, world_size
 from slmreason.student import Student
+from slmreason.student.packing import HIDDEN_SIZE, PackedBatch, collate, plan_batches, without_targets
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from slmreason.data.ledger import own_solution
 from slmreason.data.rows import readable
 from slmreason.data.strata import Bands
 from slmreason.records import Problem, RolloutGroup
-from slmreason.runfolder import record_of, written_rows
+from slmreason.run.files import record_of, written_rows
 
 KEPT = ("problem_id", "attempts", "successes", "solution")
 

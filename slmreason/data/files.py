@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from slmreason.data.rows import narrow_float, readable
-from slmreason.runfolder import parse_line
+from slmreason.run.files import parse_line
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
 """Of files that are read here, in small letters or large ones, and with `.gz` behind them."""

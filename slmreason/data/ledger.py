@@ -8,24 +8,14 @@ since difficulty is a property of the *current* student. A torn last line, left 
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from slmreason.distributed import is_first
-from slmreason.records import Band, Difficulty, Exemplar, Problem, RolloutGroup, Trace, to_json
-from slmreason.runfolder import append_records, parse_line, record_of, written_rows
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in a run something happened."""
-
-    round: int
-    stage: str
-    epoch: int = 0
+from slmreason.records import Band, Difficulty, Exemplar, Place, Problem, RolloutGroup, Trace, to_json
+from slmreason.run.files import append_records, placed_lines, record_of, written_rows
+from slmreason.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -64,20 +54,20 @@ class Ledger:
             folder: where the two files are kept and, if they exist, read back; None keeps all in memory. Of several
                 processes, which all record the same, the first one writes.
         """
-        self._folder = Path(folder) if folder is not None else None
+        self._files = RunFolder(Path(folder)) if folder is not None else None
         self._difficulty: dict[str, Difficulty] = {}
         self._solutions: dict[str, str] = {}
         self._harvest: list[tuple[Place, RolloutGroup]] = []
         self._sampled = [0, 0]  # completions, and their tokens
         self.version = 0
         """Grows with each entry, so a reader can tell whether there is anything new."""
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for where, row in placed_lines(self._folder / "ledger.jsonl"):
+        if self._files is not None:
+            self._files.path.mkdir(parents=True, exist_ok=True)
+            for where, row in placed_lines(self._files.ledger):
                 if not _is_whole(row):
                     record_of(LedgerRow, row, where)  # which says what is wrong, if anything is
                 self._note(row)
-            for where, row in placed_lines(self._folder / "harvest.jsonl"):
+            for where, row in placed_lines(self._files.harvest):
                 entry = record_of(HarvestRow, row, where)
                 self._harvest.append((entry.place, entry.group))
 
@@ -117,7 +107,7 @@ class Ledger:
     def take(self, rows: Iterable[dict[str, Any]], place: Place) -> None:
         """Adds evidence that is in rows already, as `slmreason stratify` writes it."""
         placed = [{**row, **vars(place)} for row in rows]
-        self._append("ledger.jsonl", placed)
+        self._append(lambda files: files.ledger, placed)
         for row in placed:
             self._note(row)
 
@@ -131,7 +121,7 @@ class Ledger:
         for group in kept:
             if not group.all_zero:
                 raise ValueError(f"problem {group.problem.id}: only a group whose rollouts all failed is harvested")
-        self._append("harvest.jsonl", [to_json(HarvestRow(place, group)) for group in kept])
+        self._append(lambda files: files.harvest, [to_json(HarvestRow(place, group)) for group in kept])
         self._harvest.extend((place, group) for group in kept)
         self.version += len(kept)
 
@@ -153,9 +143,9 @@ class Ledger:
             self._solutions[row["problem_id"]] = row["solution"]
         self.version += 1
 
-    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        if self._folder is not None and rows:
-            append_records(self._folder / name, rows)
+    def _append(self, file: Callable[[RunFolder], Path], rows: list[dict[str, Any]]) -> None:
+        if self._files is not None and rows:
+            append_records(file(self._files), rows)
 
 
 def _is_whole(row: Any) -> bool:
@@ -201,32 +191,3 @@ def own_solution(group: RolloutGroup) -> str | None:
     """The shortest of a group's right and finished rollouts."""
     right = [rollout for rollout in group.rollouts if rollout.correct and not rollout.truncated]
     return min(right, key=lambda rollout: len(rollout.completion_ids)).text if right else None
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of an append-only JSONL file; a torn last line is cut off, a broken line before it is an error.
-
-    Raises:
-        ValueError: a complete line is not JSON or not an object; the message names file and line.
-    """
-    return (row for _, row in placed_lines(path))
-
-
-def placed_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`read_lines`, with where each row stands."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data) and is_first():
-        with open(path, "r+b") as file:
-            file.truncate(end)
-    for number, line in enumerate(data[:end].splitlines(), start=1):
-        where = f"{path}, line {number}"
-        try:
-            row = parse_line(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: must be an object, not {reprlib.repr(row)}")
-        yield where, row

@@ -28,11 +28,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from slmreason.batching import collate, plan_batches
 from slmreason.embedded.families import make_problem, rebuild, write_solution
 from slmreason.objectives import cross_entropy
 from slmreason.records import Example
 from slmreason.student import EMBEDDED, Student
+from slmreason.student.packing import collate, plan_batches
 
 VOCAB_SIZE = 640
 WORDS = Regex(

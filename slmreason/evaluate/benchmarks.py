@@ -13,12 +13,12 @@ from rich.table import Table
 
 from slmreason.data.sources import load_problems, most_common, split_source
 from slmreason.evaluate.metrics import MajAtK, PassAtK, ShareOfProblems
-from slmreason.progress import Watch
 from slmreason.records import Problem, Reject, RolloutGroup
-from slmreason.redact import cell
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, Sampling, prompt_limit
-from slmreason.runfolder import append_records, write_records
+from slmreason.run.files import append_records, write_records
+from slmreason.run.progress import Watch
+from slmreason.runtime.redact import cell
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn
 
@@ -166,11 +166,6 @@ def evaluate(
             low, high = metric.interval()
             scores.append(Score(benchmark.name, name, float(metric.compute()), low, high, len(mine)))
     return scores
-
-
-def answers_path(run_dir: Path, stage: str) -> Path:
-    """Where a run keeps what its student answered after a stage, by the stage's label: `base`, `round 1 sft`."""
-    return run_dir / "answers" / f"{stage.replace(' ', '-')}.jsonl"
 
 
 def answer_rows(benchmark: str, group: RolloutGroup) -> list[dict[str, Any]]:

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from slmreason.data.ledger import read_lines
-from slmreason.evaluate.benchmarks import answers_path
-from slmreason.redact import cell
-from slmreason.runfolder import write_text
+from slmreason.run.files import read_lines, write_text
+from slmreason.run.folder import RunFolder
+from slmreason.runtime.redact import cell
 
 DRAWS = 10_000
 
@@ -85,15 +84,16 @@ def read_outcome(run_dir: Path, arm: str, seed: int) -> Outcome | None:
     Raises:
         ValueError: its files cannot be read.
     """
-    summary = run_dir / "summary.json"
-    if not summary.exists() or not (run_dir / "student").is_dir():
+    files = RunFolder(run_dir)
+    summary = files.summary
+    if not summary.exists() or not files.student.is_dir():
         return None
     stages = json.loads(summary.read_text())
     scored = [stage for stage in stages if stage["scores"]]
     if not scored:
         raise ValueError(f"{summary}: no benchmark was run")
     correct: dict[str, dict[str, bool]] = {}
-    for row in read_lines(answers_path(run_dir, scored[-1]["stage"])):
+    for row in read_lines(files.answers(scored[-1]["stage"])):
         correct.setdefault(row["benchmark"], {})[row["problem_id"]] = row["correct"]
     return Outcome(arm, seed, correct, stages[-1]["tokens"], sum(stage["seconds"] for stage in stages))
 

@@ -14,10 +14,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from slmreason.curriculum.resume import load_weights, newest_checkpoint
 from slmreason.evaluate.benchmarks import Score
-from slmreason.redact import redact
-from slmreason.resume import load_weights, newest_checkpoint
-from slmreason.runfolder import write_text
+from slmreason.run.files import write_text
+from slmreason.run.folder import RunFolder
+from slmreason.runtime.redact import redact
 from slmreason.student import Lora, Student
 
 Form = Literal["merged", "adapter"]
@@ -36,7 +37,8 @@ def export(run: Path, out: Path, form: Form = "merged", dtype: Dtype | None = No
     Raises:
         ValueError: there is no such run, it has no adapters to write, or `out` is taken.
     """
-    config_file = run / "config.yaml"
+    files = RunFolder(run)
+    config_file = files.config
     if not config_file.is_file():
         raise ValueError(f"export: {run} is not a run folder ({config_file} is missing)")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -57,8 +59,7 @@ def export(run: Path, out: Path, form: Form = "merged", dtype: Dtype | None = No
             weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
         student.network.save_pretrained(out, state_dict=weights)
         student.tokenizer.save_pretrained(out)
-    stages = run / "summary.json"
-    summary = json.loads(stages.read_text(encoding="utf-8")) if stages.exists() else []
+    summary = json.loads(files.summary.read_text(encoding="utf-8")) if files.summary.exists() else []
     write_text(out / "README.md", redact(model_card(out.resolve().name, config, summary, form)))
 
 

@@ -16,9 +16,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from slmreason.modules.badbatch import gradient_norm, save_bad_batch
-from slmreason.optimizer import make_adamw, release
+from slmreason.modules.nonfinite import gradient_norm, save_bad_batch
 from slmreason.student import Student
+from slmreason.student.optimizer import make_adamw, release
 
 log = logging.getLogger(__name__)
 Decay = Literal["constant", "linear", "cosine"]
@@ -161,7 +161,7 @@ class StudentModule(L.LightningModule):
         save_bad_batch(path, self.student, batches, about)
         raise NonFiniteError(
             f"{where}: {what}; {self.skipped_in_a_row} steps in a row had no finite loss and gradient: skipped. "
-            f"The batch and the weights are in {path} (slmreason.modules.badbatch.repeat_bad_batch repeats the step). "
+            f"The batch and the weights are in {path} (slmreason.modules.nonfinite.repeat_bad_batch repeats the step). "
             f"Lower {self.stage}.learning_rate (it was {rate:.3g}), set trainer.gradient_clip_val, use bf16-true or "
             "32-true as trainer.precision in place of 16, or look at the rows of the batch"
         )

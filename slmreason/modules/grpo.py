@@ -17,10 +17,8 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from slmreason.batching import PromptBatch, bundle, bundle_length, collate, plan_batches, without_targets
-from slmreason.distributed import rank, world_size
 from slmreason.modules.base import Decay, StudentModule
-from slmreason.modules.policybatch import PolicyBatch
+from slmreason.modules.policy_batch import PolicyBatch
 from slmreason.objectives import (
     AdvantageScale,
     PolicyLoss,
@@ -30,11 +28,13 @@ from slmreason.objectives import (
     token_weights,
     truncated_importance,
 )
-from slmreason.progress import Watch
 from slmreason.records import Example, Rollout, RolloutGroup
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, Sampling, stable_seed
+from slmreason.run.progress import Watch
+from slmreason.runtime.distributed import rank, world_size
 from slmreason.student import Student
+from slmreason.student.packing import PromptBatch, bundle, bundle_length, collate, plan_batches, without_targets
 from slmreason.verify.rewards import RewardFn
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from slmreason.batching import PackedBatch
 from slmreason.modules.base import Decay, StudentModule
 from slmreason.objectives import cross_entropy
 from slmreason.student import Student
+from slmreason.student.packing import PackedBatch
 
 
 class SFTModule(StudentModule):

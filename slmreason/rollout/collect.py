@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slmreason.distributed import spread, world_size
-from slmreason.progress import Watch
 from slmreason.records import Problem, Rollout, RolloutGroup
 from slmreason.rollout.engine import Completion, RolloutEngine, Sampling
+from slmreason.run.progress import Watch
+from slmreason.runtime.distributed import spread, world_size
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn, Verdict
 from slmreason.verify.verdicts import graded_completions

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from slmreason import selfcheck
 from slmreason.records import Example
 from slmreason.rollout import steps as kinds
 from slmreason.rollout.steps import padded_prompts, prefill
-from slmreason.student import Student
+from slmreason.student import Student, selfcheck
 
 log = logging.getLogger(__name__)
 FORCED = 3

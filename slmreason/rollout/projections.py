@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slmreason.head import compute_dtype, logits_of
-from slmreason.optimizer import HALF
 from slmreason.student import Student
-from slmreason.weights import units
+from slmreason.student.logprobs import compute_dtype, logits_of
+from slmreason.student.optimizer import HALF
+from slmreason.student.weights import units
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from slmreason.attention import VARLEN
 from slmreason.rollout.lean import LeanSteps, StaticSteps
 from slmreason.rollout.projections import Projections, plain
 from slmreason.student import Student
+from slmreason.student.attention import VARLEN
 
 READ_AT_ONCE = 65_536
 """Tokens of prompts, padding among them, that one forward pass reads."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from slmreason.embedded.families import Program, Step, answer_line, is_embedded_id, rebuild, write_solution
 from slmreason.records import Diagnosis, Exemplar, Problem
-from slmreason.teacher.teacher import Teacher
+from slmreason.teacher.base import Teacher
 from slmreason.verify.answers import last_boxed
 from slmreason.verify.equations import evaluate
 

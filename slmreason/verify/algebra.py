@@ -4,7 +4,7 @@ math-verify takes a small difference for none (`chop`), so any small number woul
 up where `simplify` does. Two expressions are therefore evaluated at fixed points with 30 digits first: where they
 differ at a positive point they are different, where they agree at all points they are equal, and else it decides.
 
-Runs in the worker processes (`slmreason.verify.worker`), for it may take any time and memory.
+Runs in the worker processes (`slmreason.verify.process_worker`), for it may take any time and memory.
 """
 
 from __future__ import annotations

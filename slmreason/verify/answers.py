@@ -2,7 +2,7 @@ r"""Is this completion's final answer the gold answer? math-verify decides, plai
 
 What a model wrote is hostile until shown otherwise: only the final answer is looked at, its length is bounded, numbers
 that could fill the memory are refused before any algebra runs, and the algebra runs in a process that can be killed
-(`slmreason.verify.pool`). Reading an answer takes time in proportion to the text.
+(`slmreason.verify.process_pool`). Reading an answer takes time in proportion to the text.
 
 A gold answer says how it wants to be compared: `2, 3` is a list in this order, `\{2, 3\}` a set in any order. Where an
 answer comes from is told in `slmreason.verify.extract`, option letters in `slmreason.verify.choices`.
@@ -21,7 +21,7 @@ from slmreason.verify.choices import choice_letter, chosen
 from slmreason.verify.extract import final_answer
 from slmreason.verify.intervals import as_intervals
 from slmreason.verify.notation import is_words, last_boxed, same_text, tidy
-from slmreason.verify.pool import DEFAULT, RIGHT, WRONG, Limits, Pair, Ruling, shared_pool
+from slmreason.verify.process_pool import DEFAULT, RIGHT, WRONG, Limits, Pair, Ruling, shared_pool
 from slmreason.verify.quantities import (
     MAX_ANSWER_CHARS,
     Exact,

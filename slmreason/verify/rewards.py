@@ -11,7 +11,7 @@ from slmreason.records import Problem, Reject
 from slmreason.verify.answers import Claim, final_answer, last_boxed, rule
 from slmreason.verify.choices import chosen
 from slmreason.verify.notation import is_words, tidy
-from slmreason.verify.pool import DEFAULT, Limits
+from slmreason.verify.process_pool import DEFAULT, Limits
 
 MAX_SHOWN_CHARS = 200
 
@@ -53,8 +53,8 @@ class AnswerReward(RewardFn):
     """1 for a right final answer, plus `format_weight` for a boxed one, right or wrong.
 
     A completion that was cut off at the token limit before it gave its answer is wrong: it may end in the gold number
-    by accident. What takes algebra is compared in worker processes (`slmreason.verify.pool`), started when the first
-    such answer comes; rewards with the same limits share them.
+    by accident. What takes algebra is compared in worker processes (see `process_pool`), started when the first such
+    answer comes; rewards with the same limits share them.
     """
 
     wants_finished_answer = True

@@ -11,9 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slmreason import commands, curriculum
-from slmreason.cli import main
-from slmreason.curriculum import Curriculum
+from slmreason.cli import commands, main
+from slmreason.curriculum import Curriculum, curriculum
 from slmreason.records import Critique, RolloutGroup, from_json
 
 pytestmark = pytest.mark.slow

@@ -9,23 +9,23 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from slmreason.batching import collate, plan_batches
 from slmreason.callbacks import RecordRollouts
 from slmreason.data.datamodule import PackedDataset
-from slmreason.data.ledger import Ledger, Place
+from slmreason.data.ledger import Ledger
 from slmreason.embedded.families import make_problems, rebuild, write_solution
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
-from slmreason.records import Example, Problem, RolloutGroup
+from slmreason.records import Example, Place, Problem, RolloutGroup
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling
-from slmreason.rollout.hf import HFEngine
+from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
-from slmreason.teacher.critique import CritiqueSettings, critique, critique_examples
+from slmreason.student.packing import collate, plan_batches
+from slmreason.supervision.critique import CritiqueSettings, critique, critique_examples
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.verify.rewards import AnswerReward
-from tests.test_modules import QUIET, Prompts
+from tests.modules.test_modules import QUIET, Prompts
 
 pytestmark = pytest.mark.slow
 

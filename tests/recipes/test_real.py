@@ -23,15 +23,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.common import peak_bytes
 from benchmarks.faults import differing, digest
 from slmreason.cli import main
+from slmreason.curriculum.memory import sampling_bytes, shape_of
 from slmreason.embedded.families import make_problems
-from slmreason.memory import sampling_bytes, shape_of
 from slmreason.rollout.engine import Sampling
-from slmreason.rollout.hf import HFEngine
+from slmreason.rollout.transformers import HFEngine
 from slmreason.rollout.vllm import VLLMEngine
 from slmreason.student import Lora, Student
+from tests.curriculum.test_memory import expected_and_measured, micro_batch
 from tests.recipes.test_real_students import gsm8k_like
 from tests.runs import ROOT
-from tests.test_memory import expected_and_measured, micro_batch
 
 FOLDER = Path(os.environ.get("SLMREASON_STUDENTS", "/nowhere"))
 QWEN, SMOL = FOLDER / "qwen2.5-coder-0.5b-instruct", FOLDER / "smollm2-135m-instruct"

@@ -16,9 +16,9 @@ import pytest
 
 from benchmarks.faults import TINY, VARIANTS, differing, digest
 from slmreason.cli import main
-from slmreason.resume import checkpoints, newest_checkpoint
-from slmreason.runfolder import lock_folder
-from slmreason.runs import program
+from slmreason.cli.runs import program
+from slmreason.curriculum.resume import checkpoints, newest_checkpoint
+from slmreason.run.folder import lock_folder
 from tests.runs import ONE, ROOT, SMALL, TWO, command
 
 pytestmark = pytest.mark.slow
@@ -220,7 +220,7 @@ def test_another_config_is_refused_with_the_keys_that_differ(
 
 def test_a_folder_is_free_again_when_its_process_is_gone(tmp_path: Path) -> None:
     code = (
-        f"from slmreason.runfolder import lock_folder; from pathlib import Path; lock_folder(Path({str(tmp_path)!r}))"
+        f"from slmreason.run.files import lock_folder; from pathlib import Path; lock_folder(Path({str(tmp_path)!r}))"
     )
     subprocess.run([sys.executable, "-c", code + "; import os; os.kill(os.getpid(), 9)"], cwd=ROOT, check=False)
     lock_folder(tmp_path).close()

@@ -1,0 +1,336 @@
+"""A config is the constructors' signatures: one parser, typed by the classes it builds, made with Lightning's own."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from slmreason.curriculum import CurriculumSettings
+from slmreason.data.datamodule import ReasoningDataModule
+from slmreason.evaluate.benchmarks import EvaluationSettings
+from slmreason.modules.cft import CFTModule
+from slmreason.modules.grpo import GRPOModule
+from slmreason.modules.sft import SFTModule
+from slmreason.rollout.engine import RolloutEngine
+from slmreason.rollout.transformers import HFEngine  # noqa: F401 - so that `--rollout HFEngine` is found by its short name
+from slmreason.rollout.vllm import VLLMEngine  # noqa: F401
+from slmreason.runtime.backend import BackendSettings
+from slmreason.runtime.redact import is_secret, shown
+from slmreason.student import Student
+from slmreason.supervision.bridge import BridgeSettings
+from slmreason.supervision.critique import CritiqueSettings
+from slmreason.teacher.base import FirstProcessTeacher, Teacher
+from slmreason.teacher.dataset import TraceTeacher  # noqa: F401
+from slmreason.teacher.openai import APITeacher  # noqa: F401
+from slmreason.teacher.procedural import ProceduralTeacher  # noqa: F401
+from slmreason.teacher.vllm import VLLMTeacher  # noqa: F401
+from slmreason.verify.rewards import RewardFn
+
+RECIPES = Path(__file__).parents[1] / "configs"
+EMBEDDED_BENCHMARKS = [
+    f"embedded:{family}/test?count=100" for family in ("chain", "one_step", "distractor", "expression", "logic")
+]
+
+
+CLASS_KEYS: dict[str, type] = {"rollout": RolloutEngine, "teacher": Teacher, "reward": RewardFn}
+"""Keys whose value is a class with its arguments."""
+
+
+LOGGER_PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
+"""Loggers that need a package, which is also the name of the extra that brings it."""
+
+
+COMMAND_OPTIONS = ("resume", "out", "recorded", "harvest", "dry_run", "arms", "seeds", "jobs")
+"""Options that belong to one command and to no config."""
+
+
+class ConfigError(Exception):
+    """A mistake in the arguments or the configuration, in words for the user."""
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, whose errors say which key is wrong and what is accepted, without the wall of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = explain(str(message), self.known_keys())
+        for key, base in CLASS_KEYS.items():
+            if f'"{key}"' in text and "dot import path" in text:
+                text += f"\nclasses for {key}: {', '.join(_subclasses(base))}, or the import path of your own"
+        raise ConfigError(text) from ex
+
+    def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
+        """Without the options that this command alone has: any command takes the config that another wrote.
+
+        Raises:
+            ConfigError: it holds a secret, which would be printed or saved.
+        """
+        shared = cfg.clone()
+        for name in COMMAND_OPTIONS:
+            shared.pop(name, None)
+        refuse_secrets(shared)
+        return super().dump(shared, *args, **kwargs)
+
+    def known_keys(self) -> list[str]:
+        return sorted({action.dest for action in self._actions if "." in action.dest or action.option_strings})
+
+
+def _subclasses(base: type) -> list[str]:
+    """Names of the classes that a user can choose: all below `base` that can be made from options alone."""
+    found: list[type] = base.__subclasses__()
+    below = [name for cls in found for name in _subclasses(cls)]
+    own = [cls.__name__ for cls in found if not inspect.isabstract(cls) and cls is not FirstProcessTeacher]
+    return sorted({*own, *below})
+
+
+def build_parser(command: str, description: str) -> Parser:
+    """The parser of one command. All commands read the same config; some have options of their own besides."""
+    parser = Parser(prog=f"slmreason {command}", description=description, allow_abbrev=False)
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="A recipe's name or a YAML file; several are stacked in order."
+    )
+    parser.add_argument("--seed_everything", type=int, default=42, help="Seed of every random number generator.")
+    parser.add_argument("--run_dir", type=str, default="runs/run", help="Folder of the run; a free name is found.")
+    parser.add_class_arguments(Student, "student", sub_configs=True)
+    parser.add_class_arguments(ReasoningDataModule, "data", sub_configs=True)
+    parser.add_class_arguments(CurriculumSettings, "curriculum", sub_configs=True)
+    parser.add_class_arguments(SFTModule, "sft", skip={"student"}, instantiate=False)
+    parser.add_class_arguments(GRPOModule, "grpo", skip={"student", "engine", "reward"}, instantiate=False)
+    parser.add_class_arguments(CFTModule, "cft", skip={"student"}, instantiate=False)
+    parser.add_class_arguments(BridgeSettings, "bridge")
+    parser.add_class_arguments(CritiqueSettings, "critique")
+    parser.add_subclass_arguments(RolloutEngine, "rollout", default={"class_path": "slmreason.rollout.HFEngine"})
+    parser.add_subclass_arguments(RewardFn, "reward", default={"class_path": "slmreason.verify.AnswerReward"})
+    parser.add_argument(
+        "--teacher", type=Teacher | None, default=None, help="Who gives traces, rewrites and critiques."
+    )
+    parser.add_argument(
+        "--benchmarks", type=list[str], default=EMBEDDED_BENCHMARKS,
+        help="Known names, NAME=FILE, files, hub names, or embedded:FAMILY/test?count=N.",
+    )  # fmt: skip
+    parser.add_class_arguments(EvaluationSettings, "evaluation")
+    parser.add_class_arguments(BackendSettings, "backend")
+    parser.add_lightning_class_args(L.Trainer, "trainer")
+    for key in ("data.seed", "grpo.seed", "evaluation.seed"):
+        parser.link_arguments("seed_everything", key)
+    parser.set_defaults({"student.model": "embedded:qwen2", "data.train": "embedded:chain/train?count=240"})
+    return parser
+
+
+def parse(parser: Parser, args: Sequence[str]) -> Namespace:
+    """Parses arguments; recipe names become files, and a logger without a folder writes beside the run.
+
+    Raises:
+        ConfigError: anything is wrong; the message names the key and what is accepted.
+    """
+    config = parser.parse_args(expand(args))
+    refuse_secrets(config)
+    with_homes(config)
+    return config
+
+
+def refuse_secrets(config: Namespace) -> None:
+    """A config is saved with the run and printed, and its flags stand in the list of processes: no place for a key.
+
+    Raises:
+        ConfigError: a value is a key, a token or a password; the message names the key of the config and not the value.
+    """
+    for key, value in _leaves(config.as_dict()):
+        if is_secret(key.rpartition(".")[2], value):
+            raise ConfigError(
+                f"{key}: a key, token or password does not belong in a config or on the command line, where others can "
+                "read it; put it into an environment variable (WANDB_API_KEY, COMET_API_KEY, ...; for a teacher the "
+                "one that teacher.api_key_env names)"
+            )
+
+
+def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(`trainer.callbacks.0.class_path`, value) of every value in a config, those within lists too."""
+    branches = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else None
+    if branches is None:
+        yield key, tree
+        return
+    for name, branch in branches:
+        yield from _leaves(branch, f"{key}.{name}" if key else str(name))
+
+
+def expand(args: Sequence[str]) -> list[str]:
+    """`--config quickstart` to the packaged recipe, and `--trainer.logger CSVLogger` to one that knows its folder."""
+    result: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if result and result[-1] in ("--config", "-c"):
+            result.append(find_recipe(arg))
+        elif flag == "--config" and equals:
+            result.append(f"{flag}={find_recipe(value)}")
+        else:
+            result.append(arg)
+    folderless = {cls.__name__ for cls in (CSVLogger, TensorBoardLogger)}
+    chosen = _option(result, "--trainer.logger")
+    given = any(re.match(r"--trainer\.logger\.(init_args\.)?save_dir\b", arg) for arg in result)
+    if chosen is not None and chosen.rpartition(".")[2] in folderless and not given:
+        result.append(f"--trainer.logger.save_dir={_option(result, '--run_dir') or 'runs'}/loggers")
+    return result
+
+
+def _option(args: Sequence[str], flag: str) -> str | None:
+    """The last value of an option given as `--flag value` or `--flag=value`."""
+    values = [after for before, after in zip(args, args[1:], strict=False) if before == flag]
+    values += [arg.partition("=")[2] for arg in args if arg.startswith(f"{flag}=")]
+    return values[-1] if values else None
+
+
+def with_homes(tree: Any) -> Any:
+    """The config with the home folder in the place of `~` in its paths: a shell puts it there in some places alone.
+
+    Namespaces, dicts and lists are changed in place.
+    """
+    if isinstance(tree, str) and (path := _HOME.fullmatch(tree)):
+        return f"{path[1]}{os.path.expanduser(path[2])}"
+    branches = vars(tree) if isinstance(tree, Namespace) else tree
+    if isinstance(branches, dict):
+        for name, branch in branches.items():
+            branches[name] = branch if name in _TEXTS else with_homes(branch)
+    elif isinstance(branches, list):
+        branches[:] = map(with_homes, branches)
+    return tree
+
+
+_HOME = re.compile(r"((?:[\w.-]+=)?)(~[\w.-]*(?:/[^\n]*)?)")
+"""`~/pool.jsonl`, and `gsm8k=~/pool.jsonl` as the name of a dataset in a file."""
+_TEXTS = ("instruction", "class_path")
+"""Keys whose texts are no paths."""
+
+
+def find_recipe(name: str) -> str:
+    """The file as given if it exists, else the packaged recipe of that name (`quickstart`, `configs/quickstart.yaml`).
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    given = os.path.expanduser(name)
+    if Path(given).is_file():
+        return given
+    for recipe in (RECIPES / f"{name}.yaml", RECIPES / Path(name).name):
+        if recipe.is_file():
+            return str(recipe)
+    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise ConfigError(f"--config {name}: no such file, and no such recipe; recipes: {known}")
+
+
+def fresh_trainer_config(config: Namespace) -> dict[str, Any]:
+    """Keyword arguments for a Trainer, with callbacks, loggers and plugins newly made: each fit has its own.
+
+    Raises:
+        ConfigError: a logger's package is not installed; the message names the extra.
+    """
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(L.Trainer, "trainer")
+    try:
+        made = parser.instantiate_classes(Namespace(trainer=config.trainer.clone()))
+    except ValueError as error:
+        for logger, package in LOGGER_PACKAGES.items():
+            if f".{logger}'" in str(error) and find_spec(package) is None:
+                raise ConfigError(
+                    f"trainer.logger: {logger} needs {package}, which is not installed: "
+                    f"pip install 'slmreason[{package}]'"
+                ) from error
+        raise
+    return dict(vars(made.trainer))
+
+
+def instantiate(parser: Parser, config: Namespace) -> Namespace:
+    """Every object of the config but the trainer, which each fit makes anew.
+
+    Raises:
+        ConfigError: a constructor refused its arguments.
+    """
+    kept = config.clone()
+    del kept["trainer"]
+    try:
+        return parser.instantiate_classes(kept)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(tidy(str(error))) from error
+
+
+FREE = re.compile(
+    r"(?:config\.)?(?:run_dir|curriculum\.checkpoint\.(?:every_n_steps|every_minutes|keep)"
+    r"|trainer\.(?:max_time|enable_progress_bar)|teacher\.init_args\."
+    r"(?:max_requests|max_tokens|concurrency|max_retries|timeout_s|answers|input_price|output_price))"
+)
+"""Keys that may change when a run or a step goes on: where and how long, and what a teacher may cost."""
+
+
+GROWS = re.compile(r"curriculum\.max_tokens")
+"""Keys that may change besides when one run goes on; runs that are compared must have the same."""
+
+
+def differing_keys(before: Any, now: Any, free: re.Pattern[str] | None = None) -> list[str]:
+    """Which keys of two configs differ, but for those in `FREE` and `free`, with the first one's values."""
+    old, new = flat(before), flat(now)
+    keys = sorted(
+        key
+        for key in old.keys() | new.keys()
+        if old.get(key) != new.get(key) and not FREE.fullmatch(key) and not (free and free.fullmatch(key))
+    )
+    return [f"{keys[0]} ({old.get(keys[0])!r} then, {new.get(keys[0])!r} now)", *keys[1:]] if keys else []
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config as `{"student.lora.r": 8, ...}`."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {
+        key: value
+        for name, branch in tree.items()
+        for key, value in flat(branch, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def tidy(message: str) -> str:
+    """A parser's message without colours, and without the values it was given: one may be a key in a wrong place."""
+    message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
+    pattern = r"\s*(?:Given value(?: type)?: .*|Got value: .*?(?=\n *- (?:Expected|Option) |\n *Given value|\Z))"
+    return re.sub(pattern, "", message, flags=re.DOTALL) or message
+
+
+def explain(message: str, known: Sequence[str]) -> str:
+    """A parser's message with, for a key that does not exist, the nearest keys that do."""
+    message = tidy(message)
+    unknown = re.match(r"(?P<head>[Uu]nrecognized arguments: ).*?(?P<flags>(?<!\S)--.*)", message, flags=re.DOTALL)
+    if unknown:  # what was given with them may be a key
+        message = unknown["head"] + " ".join(re.findall(r"(?<!\S)--[\w.+-]+", unknown["flags"]))
+    in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+    match = re.search(
+        r"[Uu]nrecognized arguments?:? (?:--)?([\w.]+)|[Kk]ey ['\"]?([\w.]+)['\"]? is not expected", message
+    )
+    if in_group:
+        key = f"{in_group.group(1)}.{in_group.group(2)}"
+    elif match:
+        key = match.group(1) or match.group(2)
+    else:
+        return message
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    group = key.rpartition(".")[0]
+    siblings = [name for name in known if group and name.rpartition(".")[0] == group]
+    hints = f"\ndid you mean: {', '.join(near)}?" if near else ""
+    return f"{message}{hints}" + (
+        f"\nkeys of {group}: {', '.join(n[len(group) + 1 :] for n in siblings)}" if siblings else ""
+    )
+
+
+def fail(error: Exception | str, status: int = 2) -> int:
+    """Prints an error for a person and gives the exit status."""
+    print(f"error: {shown(str(error))}", file=sys.stderr)
+    return status

@@ -1,0 +1,344 @@
+"""One Lightning Trainer for each fit, from the user's `trainer` section plus what a stage needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks.timer import Timer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    ParallelStrategy,
+    SingleDeviceStrategy,
+)
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.strategy import Strategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from slmreason.callbacks import KeepCheckpoints, StageProgressBar, TrainingHealth
+from slmreason.curriculum.trainer_flags import check_loggers, in_stage, refuse_callbacks, refuse_flags
+from slmreason.modules.grpo import GRPOModule
+from slmreason.records import Place
+from slmreason.run.metrics import StageCSVLogger
+from slmreason.run.tree import SafetensorsIO
+from slmreason.runtime.backend import BackendSettings, applied
+from slmreason.runtime.distributed import close, is_first, open_objects, world_size
+from slmreason.student import Student
+from slmreason.student.weights import like
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+FreshConfig = Callable[[], dict[str, Any]]
+"""Gives the keyword arguments of a Trainer with callbacks, loggers and strategy newly made."""
+
+
+def build_trainer(
+    fresh_config: FreshConfig,
+    module: L.LightningModule,
+    stage_dir: Path,
+    epochs: int,
+    callbacks: Sequence[Callback],
+    time_left: timedelta | None,
+) -> L.Trainer:
+    """The Trainer of one fit.
+
+    The user's flags stand, with four additions: max_epochs is at most `epochs`, max_time is that of the whole run
+    (`KeepCheckpoints` sees to it, or Lightning's timer by `time_left` where there are no checkpoints), the dataloader
+    is rebuilt at each epoch boundary, metrics.csv lies in the stage's folder, and checkpoints hold no pickle. Each
+    logger has a folder or a run for this stage alone.
+
+    Raises:
+        ValueError: trainer.plugins has another way to write checkpoints.
+    """
+    config = fresh_config()
+    wanted = config.get("max_epochs")
+    config["max_epochs"] = epochs if wanted is None or wanted < 0 else min(epochs, wanted)
+    # Whoever keeps checkpoints stops the fit where it can be gone on with; Lightning's own timer does not.
+    keeps_time = config.get("enable_checkpointing") is not False
+    config["max_time"] = None if keeps_time else time_left
+    config["default_root_dir"] = str(stage_dir)
+    config["reload_dataloaders_every_n_epochs"] = 1
+    config["use_distributed_sampler"] = False  # batches are planned for all ranks at once
+    config["logger"] = _loggers(config.get("logger"), stage_dir)
+    config["callbacks"] = in_stage(_callbacks(config, callbacks), str(getattr(module, "stage", "")))
+    config["plugins"] = [*_listed(config.get("plugins")), SafetensorsIO()]
+    if any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"][:-1]):
+        raise ValueError("trainer.plugins: checkpoints are written as safetensors; another CheckpointIO has no place")
+    if config.get("enable_model_summary") is None:
+        config["enable_model_summary"] = False  # the same student in every fit: say it only when asked
+    if config.get("log_every_n_steps") is None:
+        config["log_every_n_steps"] = 1
+    if isinstance(module, GRPOModule):
+        # Lightning refuses both under manual optimisation; GRPO does them itself.
+        module.gradient_clip_val = config.pop("gradient_clip_val", None)
+        module.gradient_clip_algorithm = config.pop("gradient_clip_algorithm", None)
+        config.pop("accumulate_grad_batches", None)  # its batches are that much larger instead
+    return L.Trainer(**with_strategy(config))
+
+
+def try_trainers(
+    fresh_config: FreshConfig, modules: Sequence[L.LightningModule], run_dir: Path, has_budget: bool
+) -> None:
+    """Makes the Trainer of each stage once, with its callbacks, so that what cannot be made is known before it is due.
+
+    Args:
+        modules: of the stages that the run has.
+        has_budget: curriculum.max_tokens is set.
+
+    Raises:
+        ValueError: a flag or a callback is refused, or a Trainer cannot be made; the message names the key.
+    """
+    config = fresh_config()
+    refuse_flags(config, has_budget)
+    theirs = _listed(config.get("callbacks"))
+    refuse_callbacks(theirs, [str(module.stage) for module in modules], config.get("logger") is not False)
+    check_loggers([] if isinstance(config.get("logger"), bool) else _listed(config.get("logger")))
+    for module in modules:
+        keep = KeepCheckpoints(
+            path=Path, state=lambda _: {}, saved=lambda: None, every_n_steps=None, every_minutes=None
+        )
+        ours = [StageProgressBar(Place(1, str(module.stage)), 1), TrainingHealth(), keep]
+        try:
+            # Loggers make their folders at once: in the run's own, it would count as taken.
+            with TemporaryDirectory() as elsewhere:
+                stage_dir = Path(elsewhere) / run_dir.name / "round-01" / str(module.stage)
+                build_trainer(fresh_config, module, stage_dir, int(module.epochs), ours, None)  # type: ignore[arg-type]
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException, OSError, ImportError) as error:
+            raise ValueError(f"trainer: the Trainer of {module.stage} cannot be made: {error}") from error
+
+
+def run_time(fresh_config: FreshConfig) -> timedelta | None:
+    """`trainer.max_time` as a duration: the budget of the whole run.
+
+    Raises:
+        ValueError: it is no duration.
+    """
+    wanted = fresh_config().get("max_time")
+    if wanted is None:
+        return None
+    try:
+        return timedelta(seconds=Timer(wanted).time_remaining() or 0)
+    except (MisconfigurationException, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"trainer.max_time: {wanted!r} is no duration such as 00:08:30:00 (8 h 30 min)") from error
+
+
+def _loggers(wanted: Any, stage_dir: Path) -> Any:
+    if wanted is False:
+        return False
+    given: list[Logger] = [] if wanted is True else _listed(wanted)
+    for logger in given:
+        _name_after_stage(logger, "/".join(stage_dir.absolute().parts[-3:]))
+    return [StageCSVLogger(stage_dir), *given]
+
+
+def _name_after_stage(logger: Logger, stage: str) -> None:
+    """Adds `quickstart/round-01/sft` to a logger's name: steps count from 0 in each fit, so no two may share a curve.
+
+    A fit that is gone on with is the next version of the same name.
+    """
+    if isinstance(logger, CSVLogger | TensorBoardLogger):
+        logger._name = f"{logger.name}/{stage}".lstrip("/")
+    elif isinstance(logger, WandbLogger):
+        import wandb
+
+        wandb.finish()  # a run that is open would be taken for this one
+        options = logger._wandb_init
+        options["name"] = f"{options['name']}/{stage}" if options["name"] else stage
+        options["group"] = options.get("group") or os.environ.get("WANDB_RUN_GROUP") or stage.partition("/")[0]
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _callbacks(config: dict[str, Any], ours: Sequence[Callback]) -> list[Callback]:
+    theirs, mine = _listed(config.get("callbacks")), list(ours)
+    if config.get("enable_progress_bar") is False or any(isinstance(c, ProgressBar) for c in theirs):
+        mine = [callback for callback in mine if not isinstance(callback, ProgressBar)]
+    if any(isinstance(callback, TrainingHealth) for callback in theirs):
+        mine = [callback for callback in mine if not isinstance(callback, TrainingHealth)]
+    if config.get("enable_checkpointing") is False:
+        mine = [callback for callback in mine if not isinstance(callback, KeepCheckpoints)]
+    # Ours first: evidence must be in the ledger before a user's callback looks at it.
+    return [*mine, *theirs]
+
+
+PROCESS_KEYS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins", "sync_batchnorm")
+FSDP2 = """\
+the one student goes through several fits, so it is sharded by FSDP2: use --trainer.strategy fsdp (or \
+ModelParallelStrategy); PyTorch's older FSDP would wrap it anew in each fit"""
+
+
+def with_strategy(config: dict[str, Any]) -> dict[str, Any]:
+    """The Trainer's configuration with `fsdp`, or a ModelParallelStrategy of any size, as FSDP2 over all processes.
+
+    Raises:
+        ValueError: a strategy that cannot train one student through several fits.
+    """
+    wanted = config.get("strategy")
+    if isinstance(wanted, FSDPStrategy):
+        raise ValueError(f"trainer.strategy: {FSDP2}")
+    if wanted in ("fsdp", "ModelParallelStrategy"):  # a bare class name reaches us as text
+        wanted = ModelParallelStrategy()
+    if not isinstance(wanted, ModelParallelStrategy):
+        return config
+    if wanted._tensor_parallel_size not in ("auto", 1):
+        raise ValueError("trainer.strategy: tensor_parallel_size must be 1 (the student is sharded over all processes)")
+    sharded = ShardedStrategy(
+        data_parallel_size=world_size(),
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=False,
+        process_group_backend=wanted._process_group_backend,
+        timeout=wanted._timeout,
+    )
+    return {**config, "strategy": sharded}
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 whose checkpoints are those of one process: one file, gathered a tensor at a time, of what is trained."""
+
+    lightning_restore_optimizer = True  # type: ignore[assignment]
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        gathered = ((n, p) for n, p in self.lightning_module.named_parameters() if p.requires_grad)
+        return {name: whole for name, p in gathered if (whole := _whole(p)) is not None}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        moments = {i: {name: _whole(value) for name, value in kept.items()} for i, kept in state["state"].items()}
+        return {**state, "state": moments}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    @torch.no_grad()
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        mine = dict(self.lightning_module.named_parameters())
+        for name, tensor in checkpoint["state_dict"].items():
+            mine[name].copy_(like(mine[name], tensor))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            moments = {
+                i: {name: like(parameters[i], v) if v.shape == parameters[i].shape else v for name, v in kept.items()}
+                for i, kept in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": moments})
+
+
+def _whole(tensor: Tensor) -> Tensor | None:
+    """A tensor without its sharding, on the CPU of the first process alone; every process must ask for it in step."""
+    whole = tensor.detach()
+    whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
+    return whole.to("cpu", copy=True) if is_first() else None
+
+
+PATIENCE_S = 15.0
+"""For the other processes to end when one has failed."""
+
+
+class Processes:
+    """The processes that a Trainer of this configuration runs in, and this one's device.
+
+    Lightning would start the others at the first `fit`; here they start before it, since measuring, the Bridge and the
+    benchmarks are shared out too. A later Trainer finds itself inside a running group.
+
+    Raises:
+        ValueError: the strategy cannot train one student through several fits, or starts processes by forking.
+    """
+
+    def __init__(self, config: dict[str, Any], backend: BackendSettings | None = None) -> None:
+        """
+        Args:
+            config: keyword arguments of the Trainer.
+            backend: holds in every process while it runs.
+        """
+        self._backend = backend or BackendSettings()
+        kept = {key: config[key] for key in PROCESS_KEYS if config.get(key) is not None}
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = L.Trainer(**with_strategy(kept), **quiet)
+        strategy = trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
+            raise ValueError(f"trainer.strategy: {type(strategy).__name__} is not supported; there are ddp and fsdp")
+        self.device = torch.device(strategy.root_device)
+        self._precision = trainer.precision_plugin
+        self.precision = str(trainer.precision)
+        self.shards = trainer.world_size if isinstance(strategy, ModelParallelStrategy) else 1
+        """Processes that the weights are spread over."""
+        self._strategy: DDPStrategy | None = None
+        if isinstance(strategy, ParallelStrategy):
+            # One way to start them, whatever the fits will do: the same processes and the same group serve both.
+            same = DDPStrategy(process_group_backend=strategy._process_group_backend, timeout=strategy._timeout)
+            ddp = L.Trainer(**{**kept, "strategy": same, "precision": None}, **quiet)
+            assert isinstance(ddp.strategy, DDPStrategy)
+            self._strategy = ddp.strategy
+        started_by_script = isinstance(strategy.launcher, _SubprocessScriptLauncher | None)
+        if isinstance(strategy, ParallelStrategy) and not started_by_script:
+            raise ValueError(f"trainer.strategy: {config['strategy']!r} forks or spawns this process; use ddp or fsdp")
+
+    def place(self, student: Student) -> None:
+        """The student on this process's device, in the precision that a Trainer would give it at the first fit."""
+        self._precision.convert_module(student)
+        student.to(self.device)
+
+    def run(self, job: Callable[[], T]) -> T:
+        """Starts the other processes, which run the same command up to this point, and does `job` in each."""
+        with applied(self._backend, self.device):
+            return job() if self._strategy is None else self._run_together(job, self._strategy)
+
+    def _run_together(self, job: Callable[[], T], strategy: DDPStrategy) -> T:
+        launcher = strategy.launcher
+
+        def joined() -> T:
+            strategy.setup_environment()
+            open_objects()
+            return job()
+
+        try:
+            return launcher.launch(joined) if launcher is not None else joined()
+        except BaseException:
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                end_processes(launcher.procs)
+            raise
+        finally:
+            close()
+
+
+def end_processes(processes: Sequence[subprocess.Popen[Any]], patience_s: float = PATIENCE_S) -> None:
+    """Asks processes to end, and kills those that are still there some seconds later.
+
+    One that waits within CUDA or NCCL for a process that has failed does not hear SIGTERM.
+    """
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + patience_s
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.warning("process %d did not end within %g s of SIGTERM: killed", process.pid, patience_s)
+            process.kill()
+            process.wait()

@@ -1,0 +1,200 @@
+"""Which of a Trainer's flags and callbacks a run of several fits can honour; the others are refused, with what to use.
+
+A fit here has no validation loop, its batches are planned before each epoch, and one student goes through all fits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BasePredictionWriter,
+    BatchSizeFinder,
+    Callback,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+    ThroughputMonitor,
+    WeightAveraging,
+)
+
+from slmreason.run.folder import checked_folder
+from slmreason.run.tree import unsavable
+
+log = logging.getLogger(__name__)
+
+NO_VALIDATION = """\
+the fits have no validation, test or prediction loop; benchmarks are run between the stages (curriculum.evaluate, \
+evaluation.limit)"""
+TRAINS_NOTHING = "no stage would train anything; `--curriculum.stages []` measures the student as it is"
+
+REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_epochs": (lambda value: value == 0, TRAINS_NOTHING),
+    "max_steps": (lambda value: value == 0, TRAINS_NOTHING),
+    "limit_train_batches": (lambda value: value == 0, TRAINS_NOTHING),
+    "limit_val_batches": (bool, NO_VALIDATION),
+    "limit_test_batches": (bool, NO_VALIDATION),
+    "limit_predict_batches": (bool, NO_VALIDATION),
+    "val_check_interval": (lambda value: value is not None and repr(value) != "1.0", NO_VALIDATION),
+    "check_val_every_n_epoch": (lambda value: value != 1, NO_VALIDATION),
+    "num_sanity_val_steps": (bool, NO_VALIDATION),
+    "inference_mode": (lambda value: value is False, NO_VALIDATION),
+    "overfit_batches": (bool, "the set is drawn anew at each epoch; a pool of a few problems is data.limit"),
+    "barebones": (bool, "it takes away the checkpoints and the metrics that a run consists of"),
+    "log_every_n_steps": (lambda value: value is not None and value < 0, "it must not be below 0; 0 logs no step"),
+    "accumulate_grad_batches": (lambda value: value < 1, "it must be at least 1"),
+    "gradient_clip_val": (lambda value: value is not None and not 0 <= value < math.inf, "it must be a finite number, "
+                          "not below 0"),
+    "gradient_clip_algorithm": (lambda value: value not in (None, "norm", "value"), "there are norm and value"),
+    "reload_dataloaders_every_n_epochs": (lambda value: value not in (0, 1), "the set is drawn anew at every epoch"),
+    "default_root_dir": (lambda value: value is not None, "a run writes into run_dir"),
+    "model_registry": (lambda value: value is not None, "nothing is uploaded; see slmreason export"),
+}  # fmt: skip
+"""By flag: whether a value is refused, and why."""
+
+FOREIGN_TO_US: dict[type[Callback], str] = {
+    GradientAccumulationScheduler: "batches are planned for one trainer.accumulate_grad_batches; use that",
+    BatchSizeFinder: "the size of a micro-batch is data.token_budget",
+    LearningRateFinder: "it would train the one student to find a rate; use the stages' learning_rate",
+    StochasticWeightAveraging: "it would put weights into the student that no stage and no rollout has had",
+    WeightAveraging: "it would put weights into the student that no stage and no rollout has had",
+    ModelPruning: "it would change the student that the stages share behind their back",
+    BaseFinetuning: "the student has no backbone to freeze; use student.lora",
+    BasePredictionWriter: NO_VALIDATION,
+    OnExceptionCheckpoint: "a later fit would begin from what it saved; a run saves itself (--resume)",
+    ThroughputMonitor: "batches differ in length; tokens and seconds of each stage stand in summary.json",
+}
+NEEDS_LOGGER = (LearningRateMonitor, DeviceStatsMonitor)
+
+_COMMON = ("gradient_norm", "skipped_steps")
+_SUPERVISED = ("loss", "loss_step", "loss_epoch", "target_tokens", *_COMMON)
+_ROLLOUTS = ("reward", "informative", "all_zero", "all_one", "truncated", "completion_tokens")
+_UPDATE = ("loss", "entropy", "clipped", "sampler_mismatch", "kl", *_COMMON)
+"""Of GRPO's optimizer steps; an epoch without an informative group has none."""
+METRICS: dict[str, tuple[str, ...]] = {
+    "sft": _SUPERVISED,
+    "cft": _SUPERVISED,
+    "grpo": (*(f"{name}{end}" for name in _ROLLOUTS for end in ("", "_step", "_epoch")), *_UPDATE),
+}
+"""What a callback can watch, by stage; each is named `sft/loss`."""
+
+
+def refuse_flags(config: Mapping[str, Any], has_budget: bool) -> None:
+    """Refuses what a run cannot honour, and says what a flag means here that is not plain.
+
+    Args:
+        config: keyword arguments of a Trainer.
+        has_budget: curriculum.max_tokens is set.
+
+    Raises:
+        ValueError: a flag is refused; the message names it, its value and what to use.
+    """
+    for flag, (is_refused, why) in REFUSED.items():
+        if flag in config and is_refused(config[flag]):
+            raise ValueError(f"trainer.{flag}: {config[flag]!r} is refused: {why}")
+    for flag in ("min_epochs", "min_steps"):
+        if has_budget and config.get(flag):
+            raise ValueError(f"trainer.{flag}: {config[flag]!r} is refused: a fit would go on beyond "
+                             "curriculum.max_tokens")  # fmt: skip
+    if config.get("fast_dev_run"):
+        log.info("trainer.fast_dev_run: %d batches a stage, without loggers and without checkpoints within a stage",
+                 int(config["fast_dev_run"]))  # fmt: skip
+    elif config.get("enable_checkpointing") is False:
+        log.info("trainer.enable_checkpointing is false: a run that is cut off goes on after the newest whole stage")
+
+
+def refuse_callbacks(callbacks: Sequence[Callback], stages: Sequence[str], has_logger: bool) -> None:
+    """Refuses callbacks that would fail in a fit or do nothing, and says which are in some of the stages alone.
+
+    Raises:
+        ValueError: one is refused; the message names its class.
+    """
+    others_log = any(_is_foreign(callback) for callback in callbacks)
+    for callback in callbacks:
+        name = f"trainer.callbacks: {type(callback).__name__}"
+        for kind, why in FOREIGN_TO_US.items():
+            if isinstance(callback, kind):
+                raise ValueError(f"{name} is refused: {why}")
+        if isinstance(callback, NEEDS_LOGGER) and not has_logger:
+            raise ValueError(f"{name} has nowhere to write to: trainer.logger is false")
+        if (where := unsavable(_state(callback))) is not None:
+            raise ValueError(f"{name}: its state cannot be kept in a checkpoint: {where}")
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+            checked_folder(f"{name}.dirpath", str(callback.dirpath))
+        if isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end is False:
+            raise ValueError(f"{name} is refused with check_on_train_epoch_end false: {NO_VALIDATION}")
+        if isinstance(watched := getattr(callback, "monitor", None), str):
+            _check_watched(name, callback, watched, stages, others_log)
+
+
+def _check_watched(name: str, callback: Callback, watched: str, stages: Sequence[str], others_log: bool) -> None:
+    stage, _, metric = watched.partition("/")
+    if stage in METRICS and stage not in stages:
+        raise ValueError(f"{name} watches {watched}, and there is no {stage} in curriculum.stages")
+    known = stage in METRICS and metric in METRICS[stage]
+    if not known and not others_log:
+        names = [f"{s}/{m}" for s in (*([stage] if stage in METRICS else stages),) for m in METRICS[s]]
+        raise ValueError(f"{name} watches {watched}, which no stage logs; there are {', '.join(names)}")
+    if isinstance(callback, ModelCheckpoint) and stage == "grpo" and metric in _UPDATE:
+        raise ValueError(f"{name} watches {watched}, which an epoch without an informative group does not have; watch "
+                         "grpo/reward")  # fmt: skip
+    if stage in METRICS and len(set(stages)) > 1:
+        log.info("%s watches %s: it is in the %s stages alone", name, watched, stage)
+
+
+def in_stage(callbacks: Sequence[Callback], stage: str) -> list[Callback]:
+    """The callbacks of a stage's fit: without those that watch a metric of another stage."""
+    mine = []
+    for callback in callbacks:
+        watched = getattr(callback, "monitor", None)
+        of = watched.partition("/")[0] if isinstance(watched, str) else ""
+        if of in METRICS and of != stage:
+            continue
+        if isinstance(callback, EarlyStopping) and of == "grpo":
+            callback.strict = False  # an epoch without an update has no loss to watch
+        mine.append(callback)
+    return mine
+
+
+def check_loggers(loggers: Sequence[Any]) -> None:
+    """Refuses a logger that cannot write where it is told to.
+
+    Raises:
+        ValueError: a file is in the way, or there is no permission; the message names the folder.
+    """
+    for logger in loggers:
+        folder = logger.save_dir
+        if isinstance(folder, str | Path) and folder and "://" not in str(folder):
+            name = f"trainer.logger: save_dir of {type(logger).__name__}"
+            checked_folder(name, str(Path(folder) / "x"))  # what is written has a name of its own: `.` is fine here
+            new = [each for each in (Path(folder), *Path(folder).parents) if not each.exists()]
+            try:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"{name}: {folder} cannot be made ({error.strerror})") from error
+            for each in new:  # within the run's own folder, it would count as taken
+                each.rmdir()
+
+
+def _is_foreign(callback: Callback) -> bool:
+    """True for a class of the user's, which may log metrics of its own, and for Lightning's that does so."""
+    package = type(callback).__module__.partition(".")[0]
+    return package not in ("lightning", "pytorch_lightning", "slmreason") or isinstance(callback, LearningRateMonitor)
+
+
+def _state(callback: Callback) -> Any:
+    try:
+        return callback.state_dict()
+    except Exception:  # not in a fit yet
+        return {}

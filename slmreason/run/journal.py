@@ -1,0 +1,82 @@
+"""Results of long work, noted as it goes, so that what was done before a crash is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from slmreason.records import Reject, Tokens, from_json, to_json
+from slmreason.run.files import append_records, read_lines
+from slmreason.run.folder import RunFolder
+from slmreason.runtime.distributed import barrier, is_first
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Journal:
+    """Results of long work, noted chunk by chunk; what is noted already is not done again."""
+
+    def __init__(self, run_dir: Path, drain: Callable[[], list[Reject]], tokens: Tokens) -> None:
+        """
+        Args:
+            drain: gives what was set aside since the last call; it is noted with the chunk that it came up in.
+            tokens: what the run has cost; what a chunk cost is noted with it.
+        """
+        self._path, self._drain, self._tokens = RunFolder(run_dir).journal, drain, tokens
+        self._noted = {row["key"]: row for row in read_lines(self._path)}
+        self._rejects: list[Reject] = []
+        barrier()  # the first process must not add to it before all have read it
+
+    def chunks(
+        self,
+        key: str,
+        items: Sequence[T],
+        make: Callable[[list[T]], Sequence[R]],
+        cls: type[R],
+        size: int,
+        noted: Callable[[int], None] = lambda items: None,
+    ) -> list[R]:
+        """Applies `make` to `size` items at a time. What it gives depends on the key and the items alone.
+
+        Args:
+            key: names the work and its place in the run.
+            make: items -> results, any number of them.
+            cls: of the results: a record, or `dict`.
+            noted: called with the number of items of each chunk that is not made again.
+        """
+        results: list[R] = []
+        for number, start in enumerate(range(0, len(items), size)):
+            name = f"{key}/{size}/{number}"  # an engine may have the room for another size than in an earlier process
+            row = self._noted.pop(name, None)
+            if row is None:
+                before = replace(self._tokens)
+                made = list(make(list(items[start : start + size])))
+                rejects = self._drain()
+                append_records(self._path, [{
+                    "key": name,
+                    "results": [r if isinstance(r, dict) else to_json(r) for r in made],
+                    "rejects": [to_json(r) for r in rejects],
+                    "tokens": vars(self._tokens - before),
+                }])  # fmt: skip
+            else:
+                noted(len(items[start : start + size]))
+                self._tokens += Tokens(**row["tokens"])
+                made = row["results"] if cls is dict else [from_json(cls, result) for result in row["results"]]
+                rejects = [from_json(Reject, reject) for reject in row["rejects"]]
+            results += made
+            self._rejects += rejects
+        return results
+
+    def take_rejects(self) -> list[Reject]:
+        """What was set aside since the last call."""
+        taken, self._rejects = self._rejects + self._drain(), []
+        return taken
+
+    def clear(self) -> None:
+        """Forgets everything: a later checkpoint has it."""
+        self._noted.clear()
+        if is_first():
+            self._path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Processes, signals, the backend and what may not be printed."""

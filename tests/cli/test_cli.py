@@ -1,0 +1,219 @@
+"""The command as a Lightning CLI user expects it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from slmreason.cli import COMMANDS, main
+from slmreason.cli.config import RECIPES, ConfigError, build_parser, find_recipe, fresh_trainer_config, parse
+
+ROOT = Path(__file__).parents[2]
+
+
+def parsed(*args: str):  # type: ignore[no-untyped-def]
+    return parse(build_parser("fit", "x"), ["--config", "quickstart", *args])
+
+
+def test_help_answers_at_once_and_without_torch() -> None:
+    code = "import sys; from slmreason.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - started < 2
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_dotted_overrides_stacked_configs_and_lightning_flags(tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("grpo: {group_size: 6, loss: dapo}\ntrainer: {max_steps: 7}\n")
+    config = parsed(
+        "--config", str(tmp_path / "more.yaml"), "--grpo.group_size", "4", "--trainer.max_time", "00:01:00:00",
+        "--trainer.logger", "CSVLogger", "--trainer.strategy", "ddp", "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor=grpo/reward",
+    )  # fmt: skip
+    assert (config.grpo.group_size, config.grpo.loss, config.trainer.max_steps) == (4, "dapo", 7)
+    assert config.trainer.max_time == "00:01:00:00"
+    assert config.trainer.strategy == "ddp"
+    assert config.trainer.logger.class_path.endswith("CSVLogger")
+    assert [c.class_path.rpartition(".")[2] for c in config.trainer.callbacks] == ["SampleCompletions", "EarlyStopping"]
+
+
+def test_each_fit_gets_callbacks_and_loggers_of_its_own(tmp_path: Path) -> None:
+    config = parsed("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path))
+    first, second = fresh_trainer_config(config), fresh_trainer_config(config)
+    assert first["logger"] is not second["logger"]
+    assert first["callbacks"][0] is not second["callbacks"][0]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--grpo.group_sze=4"], ["group_sze", "grpo.group_size"]),
+        (["--grpo.group_size=many"], ["grpo.group_size", "int"]),
+        (["--grpo.loss=ppo"], ["grpo.loss", "dr_grpo", "gspo"]),
+        (["--rollout=NoEngine"], ["rollout", "NoEngine", "HFEngine"]),
+        (["--trainer.max_epoch=3"], ["max_epoch", "trainer.max_epochs"]),
+        (["--config=nothing"], ["nothing", "quickstart"]),
+        (["--data.train=embedded:nothing/train"], ["embedded:nothing/train", "chain"]),
+        (["--data.review_share=2"], ["data.review_share"]),
+        (["--grpo.temperature=0"], ["grpo.temperature"]),
+        (["--trainer.accelerator=cuda", "--trainer.devices=2"], ["CUDAAccelerator", "not available"]),
+        (["--trainer.accelerator=cpu", "--trainer.strategy=fsdp_cpu_offload"], ["fsdp", "requires a GPU"]),
+        (["--student.model=embedded:gpt"], ["student.model", "embedded:qwen2"]),
+        (["--curriculum.stages=[sft,ppo]"], ["curriculum.stages", "grpo"]),
+        (["--benchmarks=[embedded:chain/test,embedded:chain/train]"], ["benchmarks", "chain"]),
+    ],
+)
+def test_a_mistake_names_the_key_and_what_is_accepted(
+    args: list[str], words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["fit", "--config", "quickstart", f"--run_dir={tmp_path / 'run'}", *args]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert "Traceback" not in shown
+    for word in words:
+        assert word in shown
+
+
+def test_a_wrong_key_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.yaml").write_text("grpo: {group_sise: 4}\n")
+    assert main(["fit", "--config", str(tmp_path / "bad.yaml")]) == 2
+    shown = capsys.readouterr().err
+    assert "group_sise" in shown
+    assert "grpo.group_size" in shown
+
+
+def test_unknown_command_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train"]) == 2
+    shown = capsys.readouterr().err
+    assert all(command in shown for command in COMMANDS)
+
+
+def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", "quickstart", "--print_config"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(text)
+    assert yaml.safe_load(text)["grpo"]["group_size"] == 8
+    again = parse(build_parser("fit", "x"), ["--config", str(tmp_path / "printed.yaml")])
+    assert again.grpo == parsed().grpo
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--help"], ["--grpo.group_size", "TRL calls it num_generations", "--trainer.strategy", "--bridge.max_rank"]),
+        (["--rollout.help=HFEngine"], ["max_sequences"]),
+        (["--trainer.callbacks.help=slmreason.callbacks.SampleCompletions"], ["every_n_steps"]),
+    ],
+)
+def test_help_documents_every_key(args: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *args])
+    assert stopped.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert [word for word in words if word not in shown] == []
+
+
+def test_help_says_what_each_key_means() -> None:
+    """In a process of its own: what `--help` asks of the parser stays with the process."""
+    code = """
+import sys
+from jsonargparse import set_parsing_settings
+from slmreason.cli import commands
+from slmreason.cli.config import build_parser
+try:
+    commands.run("fit", ["--help"], "")
+except SystemExit:
+    parser = build_parser("fit", "")
+    keys = [a for a in parser._actions if a.dest.partition(".")[0] not in ("trainer", "config", "print_config", "help")]
+    print("MISSING", [a.dest for a in keys if not a.dest.endswith(".help") and not (a.help or "").strip(" %")])
+    print("COUNT", len(keys))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "MISSING []" in done.stdout, done.stdout[-2000:]
+    assert int(done.stdout.rpartition("COUNT ")[2]) > 80
+
+
+OVERLAYS = ("full-fsdp", "gpu-80gb")
+GPU_RECIPES = ("gsm8k-llama3.2-1b", "gsm8k-qwen2.5-0.5b")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_parses(path: Path) -> None:
+    before = ["--config", GPU_RECIPES[0]] if path.stem in OVERLAYS else []
+    config = parse(build_parser("fit", "x"), [*before, "--config", str(path)])
+    assert config.student.model
+    assert fresh_trainer_config(config)["callbacks"]
+
+
+@pytest.mark.parametrize("recipe", GPU_RECIPES)
+def test_the_overlay_for_several_gpus_trains_all_weights_at_lower_rates(recipe: str) -> None:
+    base = parse(build_parser("fit", "x"), ["--config", recipe])
+    config = parse(build_parser("fit", "x"), ["--config", recipe, "--config", "full-fsdp"])
+    assert (config.student.lora, config.trainer.strategy, config.trainer.devices) == (None, "fsdp", 4)
+    assert config.sft.learning_rate < base.sft.learning_rate
+    assert config.trainer.precision == base.trainer.precision
+
+
+@pytest.mark.parametrize("recipe", GPU_RECIPES)
+def test_the_overlay_for_a_large_card_doubles_the_budget_and_recomputes_nothing(recipe: str) -> None:
+    base = parse(build_parser("fit", "x"), ["--config", recipe])
+    config = parse(build_parser("fit", "x"), ["--config", recipe, "--config", "gpu-80gb"])
+    assert (base.data.token_budget, config.data.token_budget) == (8192, 16384)
+    assert config.student.gradient_checkpointing is False
+    assert config.student.lora == base.student.lora
+
+
+@pytest.mark.parametrize("recipe", GPU_RECIPES)
+def test_the_gpu_recipes_ask_for_a_gpu_and_leave_room_for_the_longest_benchmark_prompt(recipe: str) -> None:
+    config = parse(build_parser("fit", "x"), ["--config", recipe])
+    longest_prompt = 835  # tokens, in MATH-500 under Qwen's tokenizer
+    assert config.trainer.accelerator == "gpu"
+    assert longest_prompt + config.evaluation.max_new_tokens <= config.rollout.init_args.max_model_len
+    assert (config.sft.decay, config.grpo.decay) == ("linear", "linear")
+
+
+def test_recipes_are_found_by_name_only_when_no_such_file_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("quickstart") == str(RECIPES / "quickstart.yaml")
+    assert find_recipe("configs/quickstart.yaml") == str(RECIPES / "quickstart.yaml")
+    (tmp_path / "quickstart").write_text("seed_everything: 1\n")
+    assert find_recipe("quickstart") == "quickstart"
+    with pytest.raises(ConfigError, match="recipes: full-fsdp, gpu-80gb, gsm8k"):
+        find_recipe("nope")
+
+
+def test_stratify_takes_recorded_rollouts(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded = real_data / "model_solutions" / "gsm8k_gpt3_4x1319.jsonl.gz"
+    assert main(["stratify", f"--recorded={recorded}", f"--out={tmp_path / 'strata.jsonl'}"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "agrees with 5276 of 5276 recorded labels" in shown
+    assert all(band in shown for band in ("simple", "medium", "hard"))
+    assert len((tmp_path / "strata.jsonl").read_text().splitlines()) == 1319
+
+
+def test_stratify_probes_the_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "strata.jsonl"
+    assert (
+        main(["stratify", "--config", "quickstart", "--data.limit=12", "--curriculum.probe.attempts=4", f"--out={out}"])
+        == 0
+    )
+    assert len(out.read_text().splitlines()) == 12
+    assert "mean rho" in capsys.readouterr().out
+
+
+def test_test_gives_pass_at_k_and_maj_at_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--benchmarks=[embedded:chain/test?count=10]", "--evaluation.samples=4", "--evaluation.k=[1,4]"]
+    assert main(["test", "--config", "quickstart", f"--out={tmp_path / 'test.jsonl'}", *options]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("chain", "pass@1", "pass@4", "maj@4"))
+    assert len((tmp_path / "test.jsonl").read_text().splitlines()) == 3
