@@ -9,6 +9,7 @@ from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
@@ -36,7 +37,7 @@ from slmreason.cli.config import (
 )
 from slmreason.cli.datasteps import load_data, place, prepare_bridge, prepare_critique, prepare_stratify
 from slmreason.cli.runs import GoingOn, newest_unfinished, read_config, with_saved_config
-from slmreason.curriculum import Curriculum
+from slmreason.curriculum.curriculum import Curriculum, Parts
 from slmreason.curriculum.memory import report_memory
 from slmreason.curriculum.resume import newest_checkpoint
 from slmreason.curriculum.trainer import Processes, run_time, try_trainers
@@ -225,11 +226,10 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
             tell(f"if it is cut off, {going_on}")
             ready.run()
         if ready.stopped:
-            tell(going_on.after(ready.stopped, ready.elapsed))
+            tell(going_on.after(ready.stopped, timedelta(seconds=ready.clock.seconds)))
 
     def curriculum(run_dir: Path) -> Curriculum:
-        return Curriculum(
-            settings=made.curriculum,
+        parts = Parts(
             student=student,
             data=made.data,
             sft=sft,
@@ -238,17 +238,16 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
             engine=engine,
             reward=reward,
             teacher=made.teacher,
-            bridge_settings=made.bridge,
-            critique_settings=made.critique,
+            bridge=made.bridge,
+            critique=made.critique,
             benchmarks=benchmarks,
             evaluation=made.evaluation,
             trainer_config=fresh,
             device=processes.device,
-            run_dir=run_dir,
-            seed=config.seed_everything,
             given_traces=given_traces,
             given_critiques=given_critiques,
         )
+        return Curriculum(made.curriculum, parts, run_dir, seed=config.seed_everything)
 
     return FitJob(lambda: processes.run(job), going_on)
 

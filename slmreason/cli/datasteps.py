@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slmreason.cli.config import ConfigError, Parser, differing_keys, fresh_trainer_config, instantiate
-from slmreason.curriculum.stages import without_trace
+from slmreason.curriculum.sets import without_trace
 from slmreason.curriculum.trainer import Processes
 from slmreason.data.evidence import as_ledger_rows, evidence_in, evidence_row, matched_evidence
 from slmreason.data.identity import Identity, Pool, identity_in, identity_of

@@ -7,21 +7,24 @@ from typing import TYPE_CHECKING
 from slmreason.runtime.face import lazily
 
 if TYPE_CHECKING:
-    from slmreason.curriculum.curriculum import CheckpointSettings, Curriculum, CurriculumSettings, ProbeSettings
+    from slmreason.curriculum.curriculum import Curriculum, Parts
+    from slmreason.curriculum.settings import CheckpointSettings, CurriculumSettings, ProbeSettings
 
 __all__ = [
     "CheckpointSettings",
     "Curriculum",
     "CurriculumSettings",
+    "Parts",
     "ProbeSettings",
 ]
 
 __getattr__ = lazily(
     __name__,
     {
-        "CheckpointSettings": "curriculum",
+        "CheckpointSettings": "settings",
         "Curriculum": "curriculum",
-        "CurriculumSettings": "curriculum",
-        "ProbeSettings": "curriculum",
+        "CurriculumSettings": "settings",
+        "Parts": "curriculum",
+        "ProbeSettings": "settings",
     },
 )

@@ -10,10 +10,11 @@ what long work between two checkpoints (measuring, the Bridge, critiques, benchm
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,6 +50,33 @@ class StageReport:
     """What the benchmarks after the stage took."""
     benchmark_tokens: int = 0
     """Tokens that the student answered them with."""
+
+    def describe(self, tokens: int) -> str:
+        """The line that says what the stage came to.
+
+        Args:
+            tokens: that it cost.
+        """
+        said = [f"{self.place.label}: {self.outcome}"]
+        if self.place.stage != "base":
+            said.append(f"{self.seconds:.0f} s, {tokens} tokens")
+        if self.scores:
+            said.append(" ".join(f"{score.benchmark} {100 * score.value:.1f}" for score in self.scores))
+            said.append(f"benchmarks {self.benchmark_seconds:.0f} s, {self.benchmark_tokens} tokens")
+        return " | ".join(said)
+
+    def as_summary(self) -> dict[str, Any]:
+        """Its entry in summary.json."""
+        return {
+            "stage": self.place.label,
+            "outcome": self.outcome,
+            "seconds": round(self.seconds, 1),
+            "rows": self.rows,
+            "tokens": asdict(self.tokens),
+            "scores": [asdict(score) for score in self.scores],
+            "benchmark_seconds": round(self.benchmark_seconds, 1),
+            "benchmark_tokens": self.benchmark_tokens,
+        }
 
 
 @dataclass
@@ -96,6 +124,11 @@ class RunState:
         state.critiques = [from_json(Critique, record) for record in tree["critiques"]]
         state.within = Place(**tree["within"]) if tree["within"] else None
         return state
+
+
+def write_summary(files: RunFolder, reports: Sequence[StageReport]) -> None:
+    """What each stage came to so far, as data."""
+    write_text(files.summary, json.dumps([report.as_summary() for report in reports], indent=1) + "\n")
 
 
 # -- checkpoints ----------------------------------------------------------------------------------------------------

@@ -1,161 +1,235 @@
-"""What each stage trains on: strata to rows. SFT, GRPO and CFT differ in nothing else the data module needs to know."""
+"""One class a stage: what it measures and makes before its fit, which set it trains on, which callbacks that needs."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from slmreason.data.datamodule import PackedDataset, ReasoningDataModule, packed_batches
-from slmreason.data.strata import Strata, acquisition_set, consolidation_set, still_unsolved
-from slmreason.records import Band, BridgeResult, Critique, CritiqueKind, Example, Place, Problem, Reject
-from slmreason.student import Student
-from slmreason.student.packing import PromptBatch
-from slmreason.supervision.critique import CritiqueSettings, capped, critique_examples
+from lightning.pytorch.callbacks import Callback
+
+from slmreason.callbacks import HarvestAllZeroGroups, RecordRollouts, Reprobe
+from slmreason.curriculum.prober import Prober
+from slmreason.curriculum.resume import RunState
+from slmreason.curriculum.sets import AcquisitionStage, ConsolidationStage, CritiqueStage, bridge_rejects, without_trace
+from slmreason.curriculum.traces import TraceMaker
+from slmreason.data.datamodule import Restratified, StageSet
+from slmreason.modules.base import StudentModule
+from slmreason.modules.cft import CFTModule
+from slmreason.modules.grpo import GRPOModule
+from slmreason.modules.sft import SFTModule
+from slmreason.records import BridgeResult, Critique, Example, Place, Problem, from_json
+from slmreason.run.files import append_records, read_lines, read_records, write_records
+from slmreason.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-NO_CANDIDATE = "the dataset has no solution of it, the teacher gave none, and the student has not solved it"
-NOT_USABLE = "the dataset's solution of it cannot be used"
-BridgeFn = Callable[[Sequence[Problem]], list[BridgeResult]]
-"""Proposes, verifies and selects a trace for each problem, all at once."""
 
+class Stage(ABC):
+    """A stage of a round."""
 
-@dataclass
-class AcquisitionStage:
-    """SFT: medium problems with their teacher trace, hard problems with a bridged one (`bridged_bands` may widen that).
+    reason: str
+    """Why it is skipped where its set is empty."""
 
-    A problem's trace is made once per fit: the epoch boundary asks only for those that moved.
-    """
+    def __init__(self, module: StudentModule, prober: Prober, traces: TraceMaker, files: RunFolder) -> None:
+        self.module, self.prober, self.traces, self.files = module, prober, traces, files
+        self.student, self.data = module.student, prober.data
 
-    place: Place
-    student: Student
-    teach: BridgeFn
-    """Raw teacher trace, verified."""
-    bridge: BridgeFn
-    """The Bridge."""
-    route: Callable[[Strata], Strata]
-    """Who is taken for what (`ReasoningDataModule.routed`)."""
-    bridged_bands: Sequence[Band] = ("hard",)
-    """Problems of these bands are bridged, the others have their raw trace."""
-    critiques: Sequence[Critique] = ()
-    """Critique records of the round before that are mixed into this fit."""
-    critique_kinds: Sequence[CritiqueKind] = ()
-    results: dict[tuple[str, str], BridgeResult] = field(default_factory=dict)
-    """By (band, problem id), in the order they were made."""
+    @abstractmethod
+    def prepare(self, place: Place, run: RunState) -> StageSet | None:
+        """Measures and makes what the fit needs, and gives its set; None where it must be skipped (`reason`)."""
 
-    def build(self, strata: Strata, epoch: int) -> list[Example]:
-        strata = self.route(strata)
-        self._make_traces("medium", strata.medium, self._maker("medium"))
-        self._make_traces("hard", strata.hard, self._maker("hard"))
-        bands = strata.band_of
-        examples = []
-        for problem in acquisition_set(strata):
-            trace = self.results[bands[problem.id], problem.id].chosen
-            if trace is None:
-                continue
-            target = self.student.encode_target(trace.text)
-            examples.append(
-                Example(self.student.encode_question(problem.question), target, problem.id, trace.provenance)
-            )
-        for record in self.critiques:
-            examples += critique_examples(record, self.student, self.critique_kinds)
-        return examples
+    @abstractmethod
+    def restore(self, place: Place, run: RunState) -> StageSet:
+        """The set of a fit that goes on in its middle: what `prepare` made is in the files of the run."""
 
-    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> PackedDataset:
-        return packed_batches(rows, data, epoch, accumulate, self.student, self.place)
+    @abstractmethod
+    def callbacks(self, place: Place, run: RunState) -> list[Callback]:
+        """What the fit needs besides what every fit has."""
 
-    def _maker(self, band: Band) -> BridgeFn:
-        return self.bridge if band in self.bridged_bands else self.teach
+    def began(self, run: RunState) -> None:  # noqa: B027 - most stages have nothing to note
+        """Notes that the fit begins, where it has not been begun before."""
 
-    def _make_traces(self, band: Band, problems: Sequence[Problem], make: BridgeFn) -> None:
-        missing = [problem for problem in problems if (band, problem.id) not in self.results]
-        for result in make(missing) if missing else []:
-            self.results[band, result.problem.id] = replace(result, band=band)
+    def wrote(self, change: Restratified) -> None:  # noqa: B027 - most sets are written whole by the curriculum
+        """Writes what has been made for a set besides the set itself."""
 
+    def was_begun(self) -> None:  # noqa: B027 - most stages are the same the second time
+        """Notes that the run has begun such a stage before, in an earlier process."""
 
-def bridge_rejects(results: Sequence[BridgeResult]) -> list[Reject]:
-    """Candidates that fell, with the reason each fell for, and problems that have none."""
-    return [
-        Reject(result.problem.id, f"{candidate.trace.provenance} trace", candidate.rejected)
-        for result in results
-        for candidate in result.candidates
-        if candidate.rejected
-    ] + [
-        Reject(result.problem.id, f"{result.band} problem", f"no trace at all: {_no_candidate(result)}")
-        for result in results
-        if not result.candidates
-    ]
-
-
-def _no_candidate(result: BridgeResult) -> str:
-    return NOT_USABLE if result.problem.trace else NO_CANDIDATE
-
-
-def without_trace(results: Sequence[BridgeResult]) -> str:
-    """How many problems have no trace to be trained on, and why: what felled the first candidate of each."""
-    none = [result for result in results if result.chosen is None]
-    if not none:
-        return f"traces: all {len(results)} problems have one"
-    reasons = Counter(
-        (result.candidates[0].rejected or "").partition(":")[0] if result.candidates else _no_candidate(result)
-        for result in none
-    )
-    said = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-    return f"traces: {len(none)} of {len(results)} problems have none and are left out: {said}"
-
-
-@dataclass
-class ConsolidationStage:
-    """GRPO: what is solved sometimes, and a small review of what is mastered, in steps of so many prompts."""
-
-    place: Place
-    prompts_per_step: int
-    review_share: float
-    seed_source: ReasoningDataModule
-
-    def build(self, strata: Strata, epoch: int) -> list[Problem]:
-        rng = self.seed_source.rng("review", self.place.round, epoch)
-        return list(consolidation_set(self.seed_source.routed(strata), self.review_share, rng))
-
-    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> list[PromptBatch]:
-        order = list(rows)
-        data.rng("shuffle", self.place.round, self.place.stage, epoch).shuffle(order)
-        size = self.prompts_per_step
-        return [PromptBatch(order[start : start + size]) for start in range(0, len(order), size)]
-
-
-@dataclass
-class CritiqueStage:
-    """CFT: the critique records of harvested problems that no newer rollout has solved."""
-
-    place: Place
-    student: Student
-    critiques: Sequence[Critique]
-    settings: CritiqueSettings
-
-    @property
-    def problems(self) -> list[Problem]:
-        return list({record.problem.id: record.problem for record in self.critiques}.values())
-
-    def build(self, strata: Strata, epoch: int) -> list[Example]:
-        unsolved = {problem.id for problem in still_unsolved(strata, self.problems)}
-        examples = [
-            example
-            for record in self.critiques
-            if record.problem.id in unsolved
-            for example in critique_examples(record, self.student, self.settings.kinds)
-        ]
-        return capped(examples, self.settings.max_per_kind)
-
-    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> PackedDataset:
-        return packed_batches(rows, data, epoch, accumulate, self.student, self.place)
-
-    def rejects(self) -> list[Reject]:
+    def as_rows(self, drawn: Sequence[Any]) -> list[Any]:
+        """A drawn set as it is written: with the text beside the tokens."""
+        text = self.student.tokenizer.decode
         return [
-            Reject(record.problem.id, "critique", reason, {"attempt": record.attempt})
-            for record in self.critiques
-            for reason in record.rejected
-        ]
+            {"problem_id": row.problem_id, "origin": row.origin, "prompt": text(list(row.prompt_ids)),
+             "target": text(list(row.target_ids)), "prompt_ids": row.prompt_ids, "target_ids": row.target_ids}
+            for row in drawn
+        ]  # fmt: skip
+
+    def read_rows(self, path: Path) -> list[Any]:
+        """What `as_rows` has written."""
+        rows = [{k: v for k, v in row.items() if k not in ("prompt", "target")} for row in read_lines(path)]
+        return [from_json(Example, row) for row in rows]
+
+    def _measures_again(self, place: Place) -> Reprobe:
+        return Reprobe(lambda epoch: self.prober.again(Place(place.round, place.stage, epoch)))
+
+
+class SFTStage(Stage):
+    """Teaches what is not mastered."""
+
+    reason = "nobody is medium or hard with a trace that passes the checks"
+
+    def __init__(
+        self,
+        module: SFTModule,
+        prober: Prober,
+        traces: TraceMaker,
+        files: RunFolder,
+        mixes_critiques: bool,
+        makes_critiques: bool,
+    ) -> None:
+        """
+        Args:
+            mixes_critiques: the critiques of the round before are trained on too.
+            makes_critiques: no CFT stage has made them.
+        """
+        super().__init__(module, prober, traces, files)
+        self.mixes_critiques, self.makes_critiques = mixes_critiques, makes_critiques
+        self._set: AcquisitionStage | None = None
+        self._written = 0
+        """Traces of the set that are in the stage's file."""
+
+    def prepare(self, place: Place, run: RunState) -> StageSet:
+        self.prober.before(place, run.last_grpo_began)
+        if self.mixes_critiques and self.makes_critiques:
+            run.critiques = self.traces.critiques(self.data.ledger.harvested(place.round - 1))
+        return self._acquisition(place, run)
+
+    def restore(self, place: Place, run: RunState) -> StageSet:
+        stage = self._acquisition(place, run)
+        made = read_records(self.files.stage(place).bridge, BridgeResult)
+        stage.results = {(result.band or "", result.problem.id): result for result in made}
+        self._written = len(stage.results)
+        return stage
+
+    def _acquisition(self, place: Place, run: RunState) -> AcquisitionStage:
+        traces = self.traces
+        traces.recall(self.files, place)
+        self._written = 0
+        self._set = AcquisitionStage(
+            place=place,
+            student=self.student,
+            teach=lambda problems: traces.bridge(place, problems, traces.bridge_settings.raw(), run.critiques),
+            bridge=lambda problems: traces.bridge(place, problems, traces.bridge_settings, run.critiques),
+            route=self.data.routed,
+            bridged_bands=traces.bridge_settings.bands,
+            critiques=run.critiques if self.mixes_critiques else (),
+            critique_kinds=traces.critique_settings.kinds,
+        )
+        return self._set
+
+    def callbacks(self, place: Place, run: RunState) -> list[Callback]:
+        return [self._measures_again(place)]
+
+    def wrote(self, change: Restratified) -> None:
+        assert self._set is not None
+        new = list(self._set.results.values())[self._written :]
+        is_first = self._written == 0
+        self._written = len(self._set.results)
+        folder = self.files.stage(change.place)
+        append_records(folder.bridge, new)
+        append_records(folder.rejects, bridge_rejects(new))
+        if new and (is_first or any(result.chosen is None for result in new)):
+            log.info("%s, %s", change.place.label, without_trace(new))
+
+
+class GRPOStage(Stage):
+    """Makes reliable what the student can do sometimes."""
+
+    reason = "the Consolidation Set is empty: no problem short of mastery had a right rollout"
+
+    def __init__(
+        self, module: GRPOModule, prober: Prober, traces: TraceMaker, files: RunFolder, accumulate: int
+    ) -> None:
+        """
+        Args:
+            accumulate: trainer.accumulate_grad_batches, which makes a step so many times larger.
+        """
+        super().__init__(module, prober, traces, files)
+        self.prompts_per_step = module.prompts_per_step * accumulate
+
+    def prepare(self, place: Place, run: RunState) -> StageSet:
+        self.prober.before(place, run.last_grpo_began)
+        return self.restore(place, run)
+
+    def restore(self, place: Place, run: RunState) -> StageSet:
+        return ConsolidationStage(place, self.prompts_per_step, self.data.review_share, self.data)
+
+    def as_rows(self, drawn: Sequence[Any]) -> list[Any]:
+        return list(drawn)
+
+    def read_rows(self, path: Path) -> list[Any]:
+        return read_records(path, Problem)
+
+    def callbacks(self, place: Place, run: RunState) -> list[Callback]:
+        ledger = self.data.ledger
+        return [RecordRollouts(ledger, place), HarvestAllZeroGroups(ledger, place)]
+
+    def began(self, run: RunState) -> None:
+        run.last_grpo_began = self.student.policy_version
+
+
+class CFTStage(Stage):
+    """Learns from groups whose rollouts all failed."""
+
+    reason = "no all-zero group was harvested in this round"
+
+    def __init__(
+        self,
+        module: CFTModule,
+        prober: Prober,
+        traces: TraceMaker,
+        files: RunFolder,
+        given: Sequence[Critique],
+    ) -> None:
+        """
+        Args:
+            given: of `slmreason critique`; the first CFT trains on them too.
+        """
+        super().__init__(module, prober, traces, files)
+        self.given = list(given)
+
+    def prepare(self, place: Place, run: RunState) -> StageSet | None:
+        given_ids = {record.problem.id for record in self.given}
+        groups = [group for group in self.data.ledger.harvested(place.round) if group.problem.id not in given_ids]
+        run.critiques = []
+        if not groups and not self.given:
+            self.reason = CFTStage.reason
+            return None
+        run.critiques = self.given + self.traces.critiques(groups)
+        self.given = []  # for the first CFT alone: the next round has failures of its own
+        self.reason = (
+            f"no critique of {len(groups)} harvested groups passed the checks, or newer rollouts solved them all; the "
+            "groups are kept in harvest.jsonl"
+        )
+        stage, folder = self._critique_set(place, run), self.files.stage(place)
+        write_records(folder.critiques, run.critiques)
+        append_records(folder.rejects, stage.rejects())
+        return stage
+
+    def restore(self, place: Place, run: RunState) -> StageSet:
+        return self._critique_set(place, run)
+
+    def was_begun(self) -> None:
+        self.given = []  # an earlier CFT had them, or this one has them among its own
+
+    def _critique_set(self, place: Place, run: RunState) -> CritiqueStage:
+        return CritiqueStage(place, self.student, run.critiques, self.traces.critique_settings)
+
+    def callbacks(self, place: Place, run: RunState) -> list[Callback]:
+        """Without a share of the pool: what CFT may have changed is its own set."""
+        ids = {record.problem.id for record in run.critiques}
+        problems = [problem for problem in self.data.problems if problem.id in ids]
+        return [Reprobe(lambda epoch: self.prober.again(Place(place.round, place.stage, epoch), problems))]

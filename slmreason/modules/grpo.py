@@ -122,8 +122,10 @@ class GRPOModule(StudentModule):
         self.rollout_watch: Watch | None = None
         """Is told of rollouts while they are sampled."""
 
-    def sampling(self, *key: object) -> Sampling:
-        return Sampling(self.max_completion_tokens, self.temperature, self.top_p, stable_seed(self.seed, *key))
+    def sampling(self, *key: object, with_log_probs: bool = True) -> Sampling:
+        """How rollouts are drawn; the key names the place they are drawn at."""
+        seed = stable_seed(self.seed, *key)
+        return Sampling(self.max_completion_tokens, self.temperature, self.top_p, seed, with_log_probs)
 
     def on_fit_start(self) -> None:
         if not any(getattr(callback, "records_evidence", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from slmreason.records import Reject, Tokens, from_json, to_json
 from slmreason.run.files import append_records, read_lines
@@ -19,15 +19,19 @@ R = TypeVar("R")
 class Journal:
     """Results of long work, noted chunk by chunk; what is noted already is not done again."""
 
-    def __init__(self, run_dir: Path, drain: Callable[[], list[Reject]], tokens: Tokens) -> None:
+    def __init__(self, run_dir: Path, drain: Callable[[], list[Reject]], cost: Callable[[], Tokens]) -> None:
         """
         Args:
             drain: gives what was set aside since the last call; it is noted with the chunk that it came up in.
-            tokens: what the run has cost; what a chunk cost is noted with it.
+            cost: gives what the run has cost so far, to be added to; what a chunk cost is noted with it.
         """
-        self._path, self._drain, self._tokens = RunFolder(run_dir).journal, drain, tokens
-        self._noted = {row["key"]: row for row in read_lines(self._path)}
+        self._path, self._drain, self._cost = RunFolder(run_dir).journal, drain, cost
+        self._noted: dict[str, dict[str, Any]] = {}
         self._rejects: list[Reject] = []
+
+    def open(self) -> None:
+        """Reads what an earlier process has noted."""
+        self._noted = {row["key"]: row for row in read_lines(self._path)}
         barrier()  # the first process must not add to it before all have read it
 
     def chunks(
@@ -52,18 +56,19 @@ class Journal:
             name = f"{key}/{size}/{number}"  # an engine may have the room for another size than in an earlier process
             row = self._noted.pop(name, None)
             if row is None:
-                before = replace(self._tokens)
+                before = replace(self._cost())
                 made = list(make(list(items[start : start + size])))
                 rejects = self._drain()
                 append_records(self._path, [{
                     "key": name,
                     "results": [r if isinstance(r, dict) else to_json(r) for r in made],
                     "rejects": [to_json(r) for r in rejects],
-                    "tokens": vars(self._tokens - before),
+                    "tokens": vars(self._cost() - before),
                 }])  # fmt: skip
             else:
                 noted(len(items[start : start + size]))
-                self._tokens += Tokens(**row["tokens"])
+                cost = self._cost()
+                cost += Tokens(**row["tokens"])
                 made = row["results"] if cls is dict else [from_json(cls, result) for result in row["results"]]
                 rejects = [from_json(Reject, reject) for reject in row["rejects"]]
             results += made

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMBEDDED",
-    "Lora",
     "PLAIN_ATTENTION",
+    "Lora",
     "Student",
     "TokenScores",
     "resolve_model",

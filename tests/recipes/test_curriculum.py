@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from slmreason.cli import commands, main
-from slmreason.curriculum import Curriculum, curriculum
+from slmreason.curriculum import Curriculum
+from slmreason.curriculum.resume import StageReport
 from slmreason.records import Critique, RolloutGroup, from_json
 
 pytestmark = pytest.mark.slow
@@ -43,15 +44,14 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curriculu
     patch = pytest.MonkeyPatch()
 
     class Spy(Curriculum):
-        def run(self) -> list[curriculum.StageReport]:
+        def run(self) -> list[StageReport]:
             seen.append(self)
             return super().run()
 
-        def _fit(self, place: Any, *args: Any) -> None:
-            module = self.modules[place.stage]
-            assert module.student is self.student
+        def _fit(self, place: Any, stage: Any, *args: Any) -> None:
+            assert stage.module.student is self.student
             weights.append(self.student.network.get_input_embeddings().weight.data_ptr())
-            super()._fit(place, *args)
+            super()._fit(place, stage, *args)
 
     patch.setattr(commands, "Curriculum", Spy)
     status = main(["fit", "--config", "quickstart", f"--run_dir={run_dir}", *SMALL])

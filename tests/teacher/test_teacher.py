@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from slmreason.curriculum.stages import NO_CANDIDATE, without_trace
+from slmreason.curriculum.sets import NO_CANDIDATE, without_trace
 from slmreason.embedded.families import FAMILIES, make_problems, rebuild, write_solution
 from slmreason.records import Diagnosis, Exemplar, Problem, Rollout, RolloutGroup, Trace
 from slmreason.rollout.engine import Sampling

@@ -1,0 +1,161 @@
+"""What each stage trains on: strata to rows. SFT, GRPO and CFT differ in nothing else the data module needs to know."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from slmreason.data.datamodule import PackedDataset, ReasoningDataModule, packed_batches
+from slmreason.data.strata import Strata, acquisition_set, consolidation_set, still_unsolved
+from slmreason.records import Band, BridgeResult, Critique, CritiqueKind, Example, Place, Problem, Reject
+from slmreason.student import Student
+from slmreason.student.packing import PromptBatch
+from slmreason.supervision.critique import CritiqueSettings, capped, critique_examples
+
+log = logging.getLogger(__name__)
+
+NO_CANDIDATE = "the dataset has no solution of it, the teacher gave none, and the student has not solved it"
+NOT_USABLE = "the dataset's solution of it cannot be used"
+BridgeFn = Callable[[Sequence[Problem]], list[BridgeResult]]
+"""Proposes, verifies and selects a trace for each problem, all at once."""
+
+
+@dataclass
+class AcquisitionStage:
+    """SFT: medium problems with their teacher trace, hard problems with a bridged one (`bridged_bands` may widen that).
+
+    A problem's trace is made once per fit: the epoch boundary asks only for those that moved.
+    """
+
+    place: Place
+    student: Student
+    teach: BridgeFn
+    """Raw teacher trace, verified."""
+    bridge: BridgeFn
+    """The Bridge."""
+    route: Callable[[Strata], Strata]
+    """Who is taken for what (`ReasoningDataModule.routed`)."""
+    bridged_bands: Sequence[Band] = ("hard",)
+    """Problems of these bands are bridged, the others have their raw trace."""
+    critiques: Sequence[Critique] = ()
+    """Critique records of the round before that are mixed into this fit."""
+    critique_kinds: Sequence[CritiqueKind] = ()
+    results: dict[tuple[str, str], BridgeResult] = field(default_factory=dict)
+    """By (band, problem id), in the order they were made."""
+
+    def build(self, strata: Strata, epoch: int) -> list[Example]:
+        strata = self.route(strata)
+        self._make_traces("medium", strata.medium, self._maker("medium"))
+        self._make_traces("hard", strata.hard, self._maker("hard"))
+        bands = strata.band_of
+        examples = []
+        for problem in acquisition_set(strata):
+            trace = self.results[bands[problem.id], problem.id].chosen
+            if trace is None:
+                continue
+            target = self.student.encode_target(trace.text)
+            examples.append(
+                Example(self.student.encode_question(problem.question), target, problem.id, trace.provenance)
+            )
+        for record in self.critiques:
+            examples += critique_examples(record, self.student, self.critique_kinds)
+        return examples
+
+    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> PackedDataset:
+        return packed_batches(rows, data, epoch, accumulate, self.student, self.place)
+
+    def _maker(self, band: Band) -> BridgeFn:
+        return self.bridge if band in self.bridged_bands else self.teach
+
+    def _make_traces(self, band: Band, problems: Sequence[Problem], make: BridgeFn) -> None:
+        missing = [problem for problem in problems if (band, problem.id) not in self.results]
+        for result in make(missing) if missing else []:
+            self.results[band, result.problem.id] = replace(result, band=band)
+
+
+def bridge_rejects(results: Sequence[BridgeResult]) -> list[Reject]:
+    """Candidates that fell, with the reason each fell for, and problems that have none."""
+    return [
+        Reject(result.problem.id, f"{candidate.trace.provenance} trace", candidate.rejected)
+        for result in results
+        for candidate in result.candidates
+        if candidate.rejected
+    ] + [
+        Reject(result.problem.id, f"{result.band} problem", f"no trace at all: {_no_candidate(result)}")
+        for result in results
+        if not result.candidates
+    ]
+
+
+def _no_candidate(result: BridgeResult) -> str:
+    return NOT_USABLE if result.problem.trace else NO_CANDIDATE
+
+
+def without_trace(results: Sequence[BridgeResult]) -> str:
+    """How many problems have no trace to be trained on, and why: what felled the first candidate of each."""
+    none = [result for result in results if result.chosen is None]
+    if not none:
+        return f"traces: all {len(results)} problems have one"
+    reasons = Counter(
+        (result.candidates[0].rejected or "").partition(":")[0] if result.candidates else _no_candidate(result)
+        for result in none
+    )
+    said = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    return f"traces: {len(none)} of {len(results)} problems have none and are left out: {said}"
+
+
+@dataclass
+class ConsolidationStage:
+    """GRPO: what is solved sometimes, and a small review of what is mastered, in steps of so many prompts."""
+
+    place: Place
+    prompts_per_step: int
+    review_share: float
+    seed_source: ReasoningDataModule
+
+    def build(self, strata: Strata, epoch: int) -> list[Problem]:
+        rng = self.seed_source.rng("review", self.place.round, epoch)
+        return list(consolidation_set(self.seed_source.routed(strata), self.review_share, rng))
+
+    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> list[PromptBatch]:
+        order = list(rows)
+        data.rng("shuffle", self.place.round, self.place.stage, epoch).shuffle(order)
+        size = self.prompts_per_step
+        return [PromptBatch(order[start : start + size]) for start in range(0, len(order), size)]
+
+
+@dataclass
+class CritiqueStage:
+    """CFT: the critique records of harvested problems that no newer rollout has solved."""
+
+    place: Place
+    student: Student
+    critiques: Sequence[Critique]
+    settings: CritiqueSettings
+
+    @property
+    def problems(self) -> list[Problem]:
+        return list({record.problem.id: record.problem for record in self.critiques}.values())
+
+    def build(self, strata: Strata, epoch: int) -> list[Example]:
+        unsolved = {problem.id for problem in still_unsolved(strata, self.problems)}
+        examples = [
+            example
+            for record in self.critiques
+            if record.problem.id in unsolved
+            for example in critique_examples(record, self.student, self.settings.kinds)
+        ]
+        return capped(examples, self.settings.max_per_kind)
+
+    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> PackedDataset:
+        return packed_batches(rows, data, epoch, accumulate, self.student, self.place)
+
+    def rejects(self) -> list[Reject]:
+        return [
+            Reject(record.problem.id, "critique", reason, {"attempt": record.attempt})
+            for record in self.critiques
+            for reason in record.rejected
+        ]

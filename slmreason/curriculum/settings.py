@@ -1,0 +1,74 @@
+"""What a run is made of: rounds and stages, how rho is measured, how often it is saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+StageName = Literal["sft", "grpo", "cft"]
+
+
+@dataclass
+class ProbeSettings:
+    """How rho is measured outside GRPO. Rollouts are drawn as GRPO draws them."""
+
+    attempts: int = 8
+    """Rollouts of each problem: the k of the method."""
+    refresh: Literal["stale", "unsolved", "missing", "never"] = "stale"
+    """What is measured before a stage. `stale`: before GRPO what is not evidence of the student as it stands, before
+    SFT only what is older than the last GRPO fit, whose rollouts count for free. `missing`: problems never sampled.
+    `unsolved`: those, and before GRPO what no rollout solved before the SFT fit: GRPO itself measures the others.
+    `never`: nothing; then `data.routing` must be `all`, or there must be `data.evidence`."""
+    epoch_share: float = 1.0
+    """Share of the pool that is measured again at the end of each SFT epoch; 0 for none."""
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or not 0 <= self.epoch_share <= 1:
+            raise ValueError("curriculum.probe: attempts must be at least 1 and epoch_share within 0 and 1")
+
+
+@dataclass
+class CheckpointSettings:
+    """How often a fit can be gone on with after a crash. After each stage there is a checkpoint in any case."""
+
+    every_n_steps: int | None = None
+    """Optimizer steps between two checkpoints."""
+    every_minutes: float | None = 10.0
+    """Minutes between two checkpoints; with `every_n_steps` too, whichever comes first."""
+    keep: int = 2
+    """The newest checkpoints that are kept, beside the newest after a stage."""
+    chunk: int | None = None
+    """Problems that are measured, bridged or critiqued at a time: what has been done is noted after each chunk. When
+    not given, as many as fill the rollout engine once."""
+
+    def __post_init__(self) -> None:
+        if min(self.keep, self.chunk or 1, self.every_n_steps or 1) < 1 or (self.every_minutes or 1) <= 0:
+            raise ValueError(
+                "curriculum.checkpoint: keep, chunk and every_n_steps must be at least 1, every_minutes > 0"
+            )
+
+
+@dataclass
+class CurriculumSettings:
+    """Which fits a run has."""
+
+    rounds: int = 2
+    """Rounds of the stages."""
+    stages: list[StageName] = field(default_factory=lambda: ["sft", "grpo", "cft"])
+    """The stages of a round, in order; none measures the base alone."""
+    max_tokens: int | None = None
+    """The run ends with the optimizer step at which its tokens, sampled, trained on and written by the teacher, reach
+    this, whatever rounds and epochs are left. Benchmarks are not counted."""
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    """How rho is measured."""
+    mix_critiques: bool = False
+    """Put the critique records of the round before into the SFT fit too, beside or in place of a CFT stage."""
+    evaluate: Literal["stage", "round", "ends"] = "stage"
+    """When the benchmarks are run: after every stage, after every round, or before the first and after the last."""
+
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    """How often the run is saved."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or (self.max_tokens is not None and self.max_tokens < 1):
+            raise ValueError("curriculum: rounds and max_tokens must be at least 1")
