@@ -58,7 +58,7 @@ class Finding:
 
 
 @dataclass
-class Course:
+class Trend:
     """The mean of a number over its newest `window` values, and what that mean was at first and at its highest."""
 
     window: int
@@ -153,7 +153,7 @@ class TrainingHealth(Callback):
 
     def _begin(self) -> None:
         self._batches, self._steps = 0, 0
-        self._courses: dict[str, Course] = {}
+        self._courses: dict[str, Trend] = {}
         self._silent: dict[str, int] = {}
         """How many of the newest batches, none of which had an informative group, had groups of which kind."""
         self._warned: dict[str, int] = {}
@@ -168,7 +168,7 @@ class TrainingHealth(Callback):
         self._batches, self._steps = state_dict["batches"], state_dict["steps"]
         self._silent, self._warned = dict(state_dict["silent"]), dict(state_dict["warned"])
         self._lasting = list(state_dict["lasting"])
-        self._courses = {name: Course(**course) for name, course in state_dict["courses"].items()}
+        self._courses = {name: Trend(**course) for name, course in state_dict["courses"].items()}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         groups = outputs.get("rollout_groups") if isinstance(outputs, dict) else None
@@ -205,7 +205,7 @@ class TrainingHealth(Callback):
     def _add(self, numbers: dict[str, float]) -> None:
         self._batches += 1
         for name, value in numbers.items():
-            self._courses.setdefault(name, Course(self.window)).add(value)
+            self._courses.setdefault(name, Trend(self.window)).add(value)
 
     def _news(self) -> list[Finding]:
         """What holds now and is to be said: when it begins, and when it has lasted for long since it was said."""
@@ -223,7 +223,7 @@ class TrainingHealth(Callback):
 
     def findings(self) -> Iterator[Finding]:
         """The conditions that hold after the newest batch."""
-        none, last = Course(self.window), f"over the last {self.window} batches"
+        none, last = Trend(self.window), f"over the last {self.window} batches"
         reward, entropy, length, truncated, kl, mismatch, loss = (
             self._courses.get(name, none)
             for name in ("reward", "entropy", "length", "truncated", "kl", "sampler_mismatch", "loss")

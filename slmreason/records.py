@@ -206,10 +206,6 @@ class Difficulty:
         """The correctness rate, rho(q) of the method."""
         return self.successes / self.attempts
 
-    def interval(self, z: float = 1.959964) -> tuple[float, float]:
-        """Wilson score interval of `rho`; `z` defaults to 95 %."""
-        return wilson_interval(self.successes, self.attempts, z)
-
 
 def wilson_interval(successes: float, attempts: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson score interval of a proportion; (0, 1) when there was no attempt.

@@ -264,7 +264,7 @@ def instantiate(parser: Parser, config: Namespace) -> Namespace:
         raise ConfigError(tidy(str(error))) from error
 
 
-FREE = re.compile(
+MAY_CHANGE = re.compile(
     r"(?:config\.)?(?:run_dir|curriculum\.checkpoint\.(?:every_n_steps|every_minutes|keep)"
     r"|trainer\.(?:max_time|enable_progress_bar)|teacher\.init_args\."
     r"(?:max_requests|max_tokens|concurrency|max_retries|timeout_s|answers|input_price|output_price))"
@@ -277,12 +277,12 @@ GROWS = re.compile(r"curriculum\.max_tokens")
 
 
 def differing_keys(before: Any, now: Any, free: re.Pattern[str] | None = None) -> list[str]:
-    """Which keys of two configs differ, but for those in `FREE` and `free`, with the first one's values."""
+    """Which keys of two configs differ, but for those in `MAY_CHANGE` and `free`, with the first one's values."""
     old, new = flat(before), flat(now)
     keys = sorted(
         key
         for key in old.keys() | new.keys()
-        if old.get(key) != new.get(key) and not FREE.fullmatch(key) and not (free and free.fullmatch(key))
+        if old.get(key) != new.get(key) and not MAY_CHANGE.fullmatch(key) and not (free and free.fullmatch(key))
     )
     return [f"{keys[0]} ({old.get(keys[0])!r} then, {new.get(keys[0])!r} now)", *keys[1:]] if keys else []
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-from slmreason.cli.config import FREE, GROWS, ConfigError, differing_keys, flat
+from slmreason.cli.config import GROWS, MAY_CHANGE, ConfigError, differing_keys, flat
 from slmreason.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class GoingOn:
             f"--{key}={_as_text(value)}"
             for key, value in now.items()
             if key != "run_dir" and f"--{key}" not in given and before.get(key) != value
-            and (FREE.fullmatch(key) or GROWS.fullmatch(key))
+            and (MAY_CHANGE.fullmatch(key) or GROWS.fullmatch(key))
         ]  # fmt: skip
         return " ".join([program(), "fit", "--resume", shlex.quote(_as_folder(self.folder)),
                          *map(shlex.quote, [*changed, *flags])])  # fmt: skip

@@ -53,7 +53,7 @@ from slmreason.rollout.engine import RolloutEngine, stable_seed
 from slmreason.run.files import append_records, write_records, write_text
 from slmreason.run.folder import RunFolder
 from slmreason.run.journal import Journal
-from slmreason.runtime.distributed import first_only, gathered, is_first
+from slmreason.runtime.distributed import first_only, gather, is_first
 from slmreason.runtime.redact import shown
 from slmreason.student import Student
 from slmreason.supervision.bridge import BridgeSettings
@@ -214,7 +214,7 @@ class Curriculum:
         )
 
     def _drain(self) -> list[Reject]:
-        return self.teacher.drain_rejects() + gathered(self.reward.drain_rejects())
+        return self.teacher.drain_rejects() + gather(self.reward.drain_rejects())
 
     # -- the run ----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from slmreason.rollout.engine import Sampling, stable_seed
 from slmreason.run.files import read_records
 from slmreason.run.folder import RunFolder
 from slmreason.run.progress import Watch
-from slmreason.supervision.bridge import KNOWN, BridgeSettings, bridge, given
+from slmreason.supervision.bridge import BY_HEART, BridgeSettings, bridge, reverified
 from slmreason.supervision.critique import CritiqueSettings, critique
 from slmreason.teacher.base import Teacher
 from slmreason.verify.rewards import RewardFn
@@ -54,7 +54,9 @@ class TraceMaker:
         results = [result for path in paths if path.exists() for result in read_records(path, BridgeResult)]
         candidates = [candidate for result in results for candidate in result.candidates]
         self._known = [
-            c.trace for c in candidates if c.trace.provenance == "teacher" or (c.rejected or KNOWN).startswith(KNOWN)
+            c.trace
+            for c in candidates
+            if c.trace.provenance == "teacher" or (c.rejected or BY_HEART).startswith(BY_HEART)
         ]
 
     def bridge(
@@ -84,7 +86,7 @@ class TraceMaker:
     ) -> list[BridgeResult]:
         student, ledger = self.work.student, self.data.ledger
         known = [problem for problem in problems if problem.id in self.given_traces]
-        results = [given(p, self.given_traces[p.id], student, self.reward, settings) for p in known]
+        results = [reverified(p, self.given_traces[p.id], student, self.reward, settings) for p in known]
         problems = [problem for problem in problems if problem.id not in self.given_traces]
         sampling = Sampling(
             max_new_tokens=min(settings.max_trace_tokens, self.grpo.max_completion_tokens),

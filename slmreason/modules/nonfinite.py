@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from slmreason.modules.policy_batch import PolicyBatch
 from slmreason.run.tree import load_tree, save_tree
-from slmreason.runtime.distributed import barrier, gathered, is_first
+from slmreason.runtime.distributed import barrier, gather, is_first
 from slmreason.student import Student
 from slmreason.student.packing import PackedBatch
 
@@ -46,7 +46,7 @@ def save_bad_batch(path: Path, student: Student, batches: Sequence[Batch], about
     Raises:
         OSError: it cannot be written, e.g. since the disk is full.
     """
-    parts = gathered([_parts(batch) for batch in batches])
+    parts = gather([_parts(batch) for batch in batches])
     weights = {name: tensor.to("cpu", copy=True) for name, tensor in student.trainable_state() if is_first()}
     if is_first():
         rows = [[student.tokenizer.decode(row) for row in part["input_ids"].tolist()] for part in parts]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from slmreason.records import Problem, Rollout, RolloutGroup
 from slmreason.rollout.engine import Completion, RolloutEngine, Sampling
 from slmreason.run.progress import Watch
-from slmreason.runtime.distributed import spread, world_size
+from slmreason.runtime.distributed import map_over_processes, world_size
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn, Verdict
 from slmreason.verify.verdicts import graded_completions
@@ -54,7 +54,7 @@ def collect(
             for problem, prompt, group, row in zip(share, prompts, completions, texts, strict=True)
         ]
 
-    groups = spread(sample, problems)
+    groups = map_over_processes(sample, problems)
     if watch is not None:
         watch.grade(groups)
     return groups

@@ -81,7 +81,7 @@ def first_only(function: Callable[[], T]) -> T:
     return box[0]  # type: ignore[no-any-return]
 
 
-def gathered(items: Sequence[T]) -> list[T]:
+def gather(items: Sequence[T]) -> list[T]:
     """The items of every process, in the order of the processes; every process must call it."""
     parts: list[Any] = [list(items)]
     if world_size() > 1:
@@ -90,7 +90,7 @@ def gathered(items: Sequence[T]) -> list[T]:
     return [item for part in parts for item in part]
 
 
-def spread(function: Callable[[list[T]], Sequence[R]], items: Sequence[T]) -> list[R]:
+def map_over_processes(function: Callable[[list[T]], Sequence[R]], items: Sequence[T]) -> list[R]:
     """Applies a function that maps a list to a list of the same length, each process to its share.
 
     Every process must call it with the same items. A share may be empty; `function` is called nevertheless, since it

@@ -26,7 +26,7 @@ from slmreason.records import (
 )
 from slmreason.rollout.engine import RolloutEngine, Sampling, prompt_limit
 from slmreason.run.progress import Watch
-from slmreason.runtime.distributed import spread
+from slmreason.runtime.distributed import map_over_processes
 from slmreason.student import Student
 from slmreason.student.packing import collate, plan_batches
 from slmreason.teacher.base import Teacher
@@ -72,7 +72,7 @@ class BridgeSettings:
 
 TOO_LONG = "too long"
 NO_SOLUTION = "the dataset's solution cannot be used"
-KNOWN = "known by heart"
+BY_HEART = "known by heart"
 
 
 def check_trace(problem: Problem, text: str, num_tokens: int, max_tokens: int, reward: RewardFn) -> str | None:
@@ -125,7 +125,9 @@ def bridge(
     return [_selected(problem, candidates, settings) for problem, candidates in zip(problems, scored, strict=True)]
 
 
-def given(problem: Problem, trace: Trace, student: Student, reward: RewardFn, settings: BridgeSettings) -> BridgeResult:
+def reverified(
+    problem: Problem, trace: Trace, student: Student, reward: RewardFn, settings: BridgeSettings
+) -> BridgeResult:
     """A trace that was chosen before, and perhaps edited since: verified again, with no other beside it."""
     candidate = _checked(problem, trace, student, reward, settings)
     return BridgeResult(problem, (candidate,), None if candidate.rejected else trace)
@@ -249,7 +251,9 @@ def _hand_over(
                     longest.why)  # fmt: skip
     engine.sync(student)
     progress = None if watch is None else watch.advance
-    completions = spread(lambda share: engine.generate(student, share, 1, sampling, progress), list(prompts.values()))
+    completions = map_over_processes(
+        lambda share: engine.generate(student, share, 1, sampling, progress), list(prompts.values())
+    )
     student.tokens.sampled += sum(len(completion.token_ids) for group in completions for completion in group)
     return {
         index: prefixes[index] + student.decode(group[0].token_ids)
@@ -268,7 +272,7 @@ def score_traces(
         for problem, text in zip(problems, texts, strict=True)
     ]
     with student.evaluating(), student.whole():
-        return spread(lambda share: _score_examples(share, student, max_rank, token_budget), examples)
+        return map_over_processes(lambda share: _score_examples(share, student, max_rank, token_budget), examples)
 
 
 def _score_examples(
@@ -317,7 +321,7 @@ def _selected(problem: Problem, candidates: Sequence[BridgeCandidate], settings:
     scores = chosen.learnability if chosen is not None else None
     if scores is None or scores.mean_nll >= settings.min_mean_nll:
         return BridgeResult(problem, tuple(candidates), chosen)
-    reason = f"{KNOWN}: {scores.mean_nll:.3f} nats a token, bridge.min_mean_nll is {settings.min_mean_nll}"
+    reason = f"{BY_HEART}: {scores.mean_nll:.3f} nats a token, bridge.min_mean_nll is {settings.min_mean_nll}"
     marked = [replace(c, rejected=reason) if c.trace is chosen else c for c in candidates]
     return BridgeResult(problem, tuple(marked), None)
 

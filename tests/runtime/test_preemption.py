@@ -115,7 +115,7 @@ def test_the_others_wait_longer_for_a_slow_first_process_than_their_group_would(
         import torch
         import torch.distributed as dist
         from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-        from slmreason.runtime.distributed import first_only, gathered, rank
+        from slmreason.runtime.distributed import first_only, gather, rank
         from slmreason.curriculum.trainer import Processes
 
         def ask():
@@ -123,7 +123,7 @@ def test_the_others_wait_longer_for_a_slow_first_process_than_their_group_would(
             return "what a teacher said"
 
         def job():
-            sys.stdout.write(f"heard {rank()} {first_only(ask)} {gathered([rank()])}\\n")
+            sys.stdout.write(f"heard {rank()} {first_only(ask)} {gather([rank()])}\\n")
             sys.stdout.flush()
             if rank() == 0:
                 time.sleep(20)
