@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from slmreason.curriculum.work import Work
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules.grpo import GRPOModule
-from slmreason.records import BridgeResult, Critique, Place, Problem, RolloutGroup, Trace
+from slmreason.records import BridgeCandidate, BridgeResult, Critique, Place, Problem, RolloutGroup, Trace
 from slmreason.rollout.engine import Sampling, stable_seed
 from slmreason.run.files import read_records
 from slmreason.run.folder import RunFolder
@@ -53,11 +53,7 @@ class TraceMaker:
         paths = [files.stage(Place(number, "sft")).bridge for number in range(1, place.round)]
         results = [result for path in paths if path.exists() for result in read_records(path, BridgeResult)]
         candidates = [candidate for result in results for candidate in result.candidates]
-        self._known = [
-            c.trace
-            for c in candidates
-            if c.trace.provenance == "teacher" or (c.rejected or BY_HEART).startswith(BY_HEART)
-        ]
+        self._known = [candidate.trace for candidate in candidates if _is_worth_keeping(candidate)]
 
     def bridge(
         self, place: Place, problems: Sequence[Problem], settings: BridgeSettings, critiques: Sequence[Critique]
@@ -119,3 +115,9 @@ class TraceMaker:
 
         key = f"critique {stable_seed(*(group.problem.id for group in groups))} policy {student.policy_version}"
         return self.work.journal.chunks(key, groups, make, Critique, self.work.chunk_or(CRITIQUED_AT_A_TIME))
+
+
+def _is_worth_keeping(candidate: BridgeCandidate) -> bool:
+    """Whether the teacher need not write it again: it is raw, or right."""
+    is_right = candidate.rejected is None or candidate.rejected.startswith(BY_HEART)
+    return is_right or candidate.trace.provenance == "teacher"

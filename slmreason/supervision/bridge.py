@@ -24,7 +24,7 @@ from slmreason.records import (
     Provenance,
     Trace,
 )
-from slmreason.rollout.engine import RolloutEngine, Sampling, prompt_limit
+from slmreason.rollout.engine import Completion, RolloutEngine, Sampling, prompt_limit
 from slmreason.run.progress import Watch
 from slmreason.runtime.distributed import map_over_processes
 from slmreason.student import Student
@@ -251,9 +251,11 @@ def _hand_over(
                     longest.why)  # fmt: skip
     engine.sync(student)
     progress = None if watch is None else watch.advance
-    completions = map_over_processes(
-        lambda share: engine.generate(student, share, 1, sampling, progress), list(prompts.values())
-    )
+
+    def sample(share: list[tuple[int, ...]]) -> list[list[Completion]]:
+        return engine.generate(student, share, 1, sampling, progress)
+
+    completions = map_over_processes(sample, list(prompts.values()))
     student.tokens.sampled += sum(len(completion.token_ids) for group in completions for completion in group)
     return {
         index: prefixes[index] + student.decode(group[0].token_ids)
