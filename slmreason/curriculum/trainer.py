@@ -40,6 +40,7 @@ from slmreason.run.metrics import StageCSVLogger
 from slmreason.run.tree import SafetensorsIO
 from slmreason.runtime.backend import BackendSettings, applied
 from slmreason.runtime.distributed import close, is_first, open_objects, world_size
+from slmreason.runtime.lightning_internals import patient_observer
 from slmreason.student import Student
 from slmreason.student.weights import like
 
@@ -318,7 +319,10 @@ class Processes:
             return job()
 
         try:
-            return launcher.launch(joined) if launcher is not None else joined()
+            if launcher is None:
+                return joined()
+            with patient_observer(PATIENCE_S):
+                return launcher.launch(joined)
         except BaseException:
             if isinstance(launcher, _SubprocessScriptLauncher):
                 end_processes(launcher.procs)

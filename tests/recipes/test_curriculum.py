@@ -66,7 +66,7 @@ def stage_dirs(run_dir: Path, stage: str) -> list[Path]:
 
 def test_one_student_goes_through_all_stages_without_a_copy(small_run: tuple[Path, Curriculum, list[int]]) -> None:
     _, run, weights = small_run
-    assert len({id(module.student) for module in run.modules.values()} | {id(run.student)}) == 1
+    assert len({id(stage.module.student) for stage in run.stages.values()} | {id(run.student)}) == 1
     assert len(weights) >= 5
     assert len(set(weights)) == 1
 

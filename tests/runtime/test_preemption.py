@@ -144,3 +144,24 @@ def test_the_others_wait_longer_for_a_slow_first_process_than_their_group_would(
     assert "heard 0 what a teacher said [0, 1]" in done.stdout, done.stdout[-3000:]
     assert "heard 1 what a teacher said [0, 1]" in done.stdout
     assert "the first group keeps the user's timeout" in done.stdout
+
+
+def test_the_first_process_has_time_to_end_when_another_has_failed() -> None:
+    """Lightning's observer looks every five seconds; what the first process says at its end must not be cut off."""
+    works = """
+    import subprocess, sys, time
+    from lightning.pytorch.strategies.launchers import subprocess_script
+    from slmreason.runtime.lightning_internals import patient_observer
+    plain = subprocess_script._launch_process_observer
+    with patient_observer({patience}):
+        subprocess_script._launch_process_observer([subprocess.Popen([sys.executable, "-c", "raise SystemExit(143)"])])
+    assert subprocess_script._launch_process_observer is plain
+    print("ready", flush=True)
+    time.sleep(8)
+    print("ended", flush=True)
+    """
+    told = {}
+    for patience in (60, 0):
+        process = start(textwrap.dedent(works.format(patience=patience)))
+        told[patience] = (process.communicate(timeout=60)[0], process.returncode)
+    assert told == {60: ("ended\n", 0), 0: ("", -signal.SIGKILL)}
