@@ -590,6 +590,7 @@ def test_what_is_shown_drives_no_terminal_and_holds_no_key(before: str, after: s
     assert harmless(text)
 
 
+@pytest.mark.timing
 def test_long_texts_are_looked_through_in_no_time() -> None:
     import time
 

@@ -194,13 +194,20 @@ def test_the_command_refuses_a_pool_that_is_a_benchmark(
     assert not Path("runs").exists()
 
 
-def test_the_real_training_set_shares_no_question_with_the_benchmarks_and_that_is_soon_known(real_data: Path) -> None:
-    """None is right: of all pairs those with the most words in common tell one story with other numbers."""
+@pytest.mark.timing
+def test_a_pool_of_thousands_is_looked_through_within_seconds(real_data: Path) -> None:
     sets = {name: problems_of(real_data, name) for name in FILES}
     train = sets.pop("openai/gsm8k")
     start = time.monotonic()
-    assert contaminated(train, sets) == {}
+    contaminated(train, sets)
     assert time.monotonic() - start < 5
+
+
+def test_the_real_training_set_shares_no_question_with_the_benchmarks(real_data: Path) -> None:
+    """None is right: of all pairs those with the most words in common tell one story with other numbers."""
+    sets = {name: problems_of(real_data, name) for name in FILES}
+    train = sets.pop("openai/gsm8k")
+    assert contaminated(train, sets) == {}
     leaked = sets["gsm8k"][::100]  # that nothing is found is no accident: what is put in is found
     respelled = [Problem(f"r{i}", f" {p.question.upper()} ", p.answer) for i, p in enumerate(leaked)]
     assert list(contaminated([*train, *respelled], sets)) == [problem.id for problem in respelled]
