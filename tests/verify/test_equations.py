@@ -5,7 +5,6 @@ A text of NOT_FALSE is true in one of its readings or left unread: which of the 
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 
 import pytest
@@ -403,9 +402,6 @@ N = 100_000
     ],
     ids=lambda text: text[:12].strip() or repr(text[0]),
 )
-def test_hostile_texts_are_read_quickly(text: str) -> None:
-    started = time.perf_counter()
+@pytest.mark.timeout(120)  # a few seconds on a free core; what is not linear would take many minutes
+def test_hostile_texts_are_read_to_their_end(text: str) -> None:
     read_equations(text)
-    assert (
-        time.perf_counter() - started < 60
-    )  # a few seconds on a free core; what is not linear would take many minutes
