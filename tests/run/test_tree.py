@@ -225,7 +225,9 @@ def test_the_journal_gives_what_was_noted_and_makes_the_rest(tmp_path: Path) -> 
 
     def journal() -> Journal:
         tokens.sampled = 100
-        return Journal(tmp_path, drain, tokens)
+        opened = Journal(tmp_path, drain, lambda: tokens)
+        opened.open()
+        return opened
 
     first = journal()
     results = first.chunks("key", range(5), make, dict, 2)

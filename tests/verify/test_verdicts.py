@@ -91,7 +91,7 @@ def test_what_is_no_verdict_is_refused_by_the_class_and_the_key(name: str) -> No
         lambda: verdict_on(Gives(REFUSED[name]), PROBLEM, "a"),
         lambda: try_reward(Gives(REFUSED[name]), PROBLEM),
     ):
-        with pytest.raises(RewardError, match=r"^reward: tests\.test_verdicts\.Gives: "):
+        with pytest.raises(RewardError, match=r"^reward: tests\.verify\.test_verdicts\.Gives: "):
             attempt()
 
 
@@ -115,7 +115,7 @@ COLLECTIONS: dict[str, tuple[Callable[[int], Any], str]] = {
 @pytest.mark.parametrize("name", COLLECTIONS)
 def test_a_list_of_another_length_is_refused(name: str) -> None:
     make, says = COLLECTIONS[name]
-    with pytest.raises(RewardError, match=r"^reward: tests\.test_verdicts\.Grades: ") as caught:
+    with pytest.raises(RewardError, match=r"^reward: tests\.verify\.test_verdicts\.Grades: ") as caught:
         graded(Grades(make), [(PROBLEM, "a"), (PROBLEM, "b")])
     assert says in str(caught.value)
     with pytest.raises(RewardError):
