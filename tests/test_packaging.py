@@ -40,7 +40,7 @@ def test_the_wheel_ships_callbacks_recipes_prompts_and_students(tmp_path: Path) 
         "slmreason/callbacks/harvest.py",
         "slmreason/configs/quickstart.yaml",
         "slmreason/configs/gsm8k-qwen2.5-0.5b.yaml",
-        "slmreason/teacher/prompts/diagnosis.jinja",
+        "slmreason/supervision/prompts/diagnosis.jinja",
         "slmreason/teacher/prompts/ask_solve.jinja",
         "slmreason/export/model_card.md.jinja",
         "slmreason/embedded/students/qwen2/model.safetensors",
