@@ -346,4 +346,4 @@ def test_without_benchmarks_the_run_says_in_a_sentence_what_it_did(
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("no benchmark was run (benchmarks is empty); 0 of 1 stages done in ") for line in lines)
     assert "round 1 cft: skipped: no all-zero group was harvested in this round" in lines
-    assert all(len(line) > 10 for line in lines)  # no column of three letters
+    assert all(len(line) >= len("base: done") for line in lines)  # no column of three letters
