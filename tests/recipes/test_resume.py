@@ -33,27 +33,27 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return digest(folder)
 
 
-@pytest.mark.timeout(1500)  # it starts some thirty runs, one after another
+@pytest.mark.timeout(1500)  # it starts some twenty runs, one after another
 def test_many_kills_at_every_kind_of_moment_leave_the_same_run(tmp_path: Path) -> None:
     out = tmp_path / "faults.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults", "--kills=27", "--kills-per-run=9", "--seed=7", f"--out={out}",
+        [sys.executable, "-m", "benchmarks.faults", "--kills=15", "--kills-per-run=5", "--seed=7", f"--out={out}",
          f"--folder={tmp_path}"],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, timeout=1400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     variants = json.loads(out.read_text())["variants"]
-    assert sum(row["kills"] for row in variants) >= 25
-    assert len({point for row in variants for point in row["at"]}) >= 8
+    assert sum(row["kills"] for row in variants) >= 13
+    assert len({point for row in variants for point in row["at"]}) >= 6
     assert all(row["files"] > 20 and row["differing"] == [] for row in variants)
 
 
 @pytest.mark.parametrize(
     "processes",
     [["--student.lora.r=8", *ONE], [*TWO, "--trainer.strategy=fsdp"], [*TWO, "--trainer.strategy=ddp"],
-     [*ONE, "--trainer.precision=bf16-true"], [*TWO, "--trainer.strategy=fsdp", "--trainer.precision=bf16-true"]],
-    ids=["one", "fsdp", "ddp", "half", "half-fsdp"],
+     [*TWO, "--trainer.strategy=fsdp", "--trainer.precision=bf16-true"]],
+    ids=["one", "fsdp", "ddp", "half-fsdp"],
 )  # fmt: skip
 def test_several_processes_go_on_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: list[str]
