@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from slmreason.records import RolloutGroup
 from slmreason.run.files import append_records
+from slmreason.run.folder import StageFolder
 from slmreason.runtime.distributed import is_first
 
 log = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ class TrainingHealth(Callback):
                 log.warning("%s: %s. %s", pl_module.stage, finding.says, finding.remedy)
             place = {"stage": pl_module.stage, "epoch": trainer.current_epoch, "batch": batch_idx}
             row = {**place, "step": trainer.global_step, **asdict(finding)}
-            append_records(Path(trainer.default_root_dir) / "health.jsonl", [row])
+            append_records(StageFolder(Path(trainer.default_root_dir)).health, [row])
 
     def look(self, groups: Sequence[RolloutGroup], policy: dict[str, float]) -> None:
         """Takes in the rollouts of one batch, and what the policy's update said of them."""

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slmreason.records import Rollout, RolloutGroup
+from slmreason.run.folder import StageFolder
 from slmreason.runtime.redact import shown
 
 
@@ -61,7 +62,7 @@ class SampleCompletions(Callback):
             }
             for group, rollout in picked
         ]
-        path = Path(trainer.default_root_dir) / "samples.jsonl"
+        path = StageFolder(Path(trainer.default_root_dir)).samples
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

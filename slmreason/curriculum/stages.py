@@ -72,8 +72,9 @@ class Stage(ABC):
         rows = [{k: v for k, v in row.items() if k not in ("prompt", "target")} for row in read_lines(path)]
         return [from_json(Example, row) for row in rows]
 
-    def _measures_again(self, place: Place) -> Reprobe:
-        return Reprobe(lambda epoch: self.prober.again(Place(place.round, place.stage, epoch)))
+    def _measures_again(self, place: Place, problems: Sequence[Problem] | None = None) -> Reprobe:
+        """At the end of each epoch, these problems, or a share of the pool."""
+        return Reprobe(lambda epoch: self.prober.again(Place(place.round, place.stage, epoch), problems))
 
 
 class SFTStage(Stage):
@@ -229,7 +230,7 @@ class CFTStage(Stage):
         return CritiqueStage(place, self.student, run.critiques, self.traces.critique_settings)
 
     def callbacks(self, place: Place, run: RunState) -> list[Callback]:
-        """Without a share of the pool: what CFT may have changed is its own set."""
+        """What CFT may have changed is its own set, and not a share of the pool."""
         ids = {record.problem.id for record in run.critiques}
         problems = [problem for problem in self.data.problems if problem.id in ids]
-        return [Reprobe(lambda epoch: self.prober.again(Place(place.round, place.stage, epoch), problems))]
+        return [self._measures_again(place, problems)]

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from slmreason.data.identity import POOL_FILE, Identity, Matched, Pool, identity_in, read_pool
+from slmreason.data.identity import Identity, Matched, Pool, identity_in, read_pool
 from slmreason.data.ledger import own_solution
 from slmreason.data.rows import readable
 from slmreason.data.strata import Bands
 from slmreason.records import Problem, RolloutGroup
 from slmreason.run.files import record_of, written_rows
+from slmreason.run.folder import RunFolder
 
 KEPT = ("problem_id", "attempts", "successes", "solution")
 
@@ -53,7 +54,7 @@ def read_evidence(path: Path) -> list[tuple[Identity, EvidenceRow]]:
     if not path.exists():
         raise ValueError(f"{path}: no such file; `slmreason stratify` makes one")
     found = [(row, evidence_in(row, where)) for where, row in written_rows(path)]
-    of_run = path.with_name(POOL_FILE)  # beside the ledger of a run, which may be given too
+    of_run = RunFolder(path.parent).pool  # beside the ledger of a run, which may be given too
     key_of = dict(read_pool(of_run)) if of_run.exists() else {}
     return [(identity_in(row, key_of), evidence) for row, evidence in found]
 

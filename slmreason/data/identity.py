@@ -20,8 +20,6 @@ from slmreason.records import BridgeResult, Critique, Problem, Reject, Trace, pr
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-POOL_FILE = "pool.json"
-"""In a run folder: the problems that the run was begun with."""
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class Watch:
         if left is not None:
             said.append(f"about {duration(left)} left")
             if ahead := self._seconds_ahead():
-                said.append(f"the run about {duration(left + ahead)} by what it samples")
+                said.append(f"the whole run about {duration(left + ahead)}, counting sampling alone")
         return f"{self.label}: {', '.join(said)}"
 
     def seconds_left(self) -> float | None:

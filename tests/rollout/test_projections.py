@@ -42,7 +42,7 @@ def weights_of(student: Student) -> dict[str, Tensor]:
 @torch.no_grad()
 def logits_after(student: Student, products: projections.Projections | None, count: int = 3) -> Tensor:
     """Of a few steps after prompts that were read the same way. [steps, rows, vocab]"""
-    lean, _ = prefill(student, prompts_of(student, 4), 2, count, products)
+    lean, _ = prefill(student, prompts_of(student, 4), 2, count, projections=products)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(5, 500, (count, 8), generator=generator)
     return torch.stack([lean.step(row).float() for row in tokens])

@@ -91,8 +91,8 @@ def test_rho_so_far_and_the_rest_of_the_run_are_said(clock: Clock) -> None:
     watch.grade([group(True, False, False, False)])
     watch.advance(20, 400)
     # 120 completions of 20 tokens in 120 s: one a second.
-    expected = "x: 20 of 40 completions (50 %), 20 tokens/s, rho 0.25 of 4, about 20 s left, the run about 4 min"
-    assert watch.line() == expected + " by what it samples"
+    expected = "x: 20 of 40 completions (50 %), 20 tokens/s, rho 0.25 of 4, about 20 s left, the whole run"
+    assert watch.line() == expected + " about 4 min, counting sampling alone"
 
 
 def test_a_bar_is_moved_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_every_part_of_a_run_is_heard_of(
     for start in ("benchmarks after base: ", "round 1 probe: ", "round 1 sft traces: ", "round 1 sft: step ",
                   "round 1 sft re-measure: ", "round 1 grpo: ", "benchmarks after round 1 grpo: "):  # fmt: skip
         assert any(line.startswith(start) for line in lines), start
-    assert any("the run about" in line for line in lines)
+    assert any("the whole run about" in line for line in lines)
     base = next(line for line in lines if line.startswith("base: done"))
     assert " | benchmarks " in base  # what measuring took
     assert base.endswith(" tokens")

@@ -108,3 +108,13 @@ def test_what_does_not_fit_the_models_positions_is_said_before_anything_is_sampl
         check_positions(made, config)  # type: ignore[arg-type]
     config.grpo.max_completion_tokens = made.bridge.max_trace_tokens = 10
     check_positions(made, config)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("multiplies", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_fastest_dtype_is_what_the_machine_multiplies_in_and_is_said(
+    multiplies: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "slmreason.student.loading")
+    monkeypatch.setattr("slmreason.student.loading.multiplies_in_bfloat16", lambda: multiplies)
+    assert Student("embedded:qwen2", dtype="fastest").base_model.dtype == dtype
+    assert f"student.dtype fastest: {str(dtype).removeprefix('torch.')}" in caplog.text
