@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -226,3 +227,7 @@ def test_test_gives_pass_at_k_and_maj_at_k(tmp_path: Path, capsys: pytest.Captur
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("chain", "pass@1", "pass@4", "maj@4"))
     assert len((tmp_path / "test.jsonl").read_text().splitlines()) == 3
+    answers = [json.loads(line) for line in (tmp_path / "test.answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 10 * 4
+    first = json.loads((tmp_path / "test.jsonl").read_text().splitlines()[0])
+    assert sum(answer["correct"] for answer in answers) / 40 == pytest.approx(first["value"])
