@@ -55,10 +55,10 @@ POINTS = {
     "checkpoint write": "slmreason.run.tree.save_file",
     "rename": "slmreason.run.files.replace_synced",
     "append or sync": "os.fsync",
-    "bridge": "slmreason.curriculum.traces.bridge",
-    "critique": "slmreason.curriculum.traces.critique",
+    "bridge": "slmreason.supervision.bridge.Bridge.make",
+    "critique": "slmreason.supervision.critique.Critic.make",
     "between stages": "slmreason.curriculum.curriculum.save_after_stage",
-    "restart": "slmreason.curriculum.curriculum.load_run",
+    "restart": "slmreason.curriculum.opening.load_run",
     "last save": "slmreason.student.Student.save",
 }
 """Where a run is killed: at a call of each of these, or soon after."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.common import save, timed
 from slmreason.data.ledger import Ledger
 from slmreason.data.strata import Bands, acquisition_set, consolidation_set, stratify
-from slmreason.records import Place, Problem
+from slmreason.records import Evidence, Place, Problem
 
 ATTEMPTS = 8
 
@@ -34,12 +34,8 @@ def measure(size: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(folder)
         for version in range(2):
-            rows = (
-                {"problem_id": p.id, "attempts": ATTEMPTS, "successes": rng.randint(0, ATTEMPTS),
-                 "policy_version": version, "solution": None}
-                for p in problems
-            )  # fmt: skip
-            ledger.take(rows, Place(1, "grpo", version))
+            shown = (Evidence(p.id, ATTEMPTS, rng.randint(0, ATTEMPTS), version) for p in problems)
+            ledger.take(shown, Place(1, "grpo", version))
         before = stratify(ledger, problems, Bands()).band_of
 
         def boundary() -> None:

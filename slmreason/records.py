@@ -20,13 +20,24 @@ BAND_NAMES: tuple[Band, ...] = ("simple", "medium", "hard")
 Provenance = Literal["teacher", "bridged", "handover", "self"]
 """Who wrote a trace; `teacher` too where it came with the problem."""
 CritiqueKind = Literal["diagnosis", "repair", "new_trace"]
+CRITIQUE_KINDS: tuple[CritiqueKind, ...] = get_args(CritiqueKind)
 
 T = TypeVar("T")
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    """The JSON form of a record: its fields by name, nested records as nested dicts."""
-    return dataclasses.asdict(record)
+    """The JSON form of a record: its fields by name, nested records as nested dicts, a `Fault` as its text."""
+    return {field.name: _as_json(getattr(record, field.name)) for field in dataclasses.fields(record)}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Fault):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, tuple | list) and not set(map(type, value)) <= _SCALARS:
+        return type(value)(_as_json(item) for item in value)
+    return value
 
 
 def from_json(cls: type[T], data: Any) -> T:
@@ -59,11 +70,16 @@ _PLAIN: dict[Any, tuple[str, Any]] = {
 }  # fmt: skip
 
 
+_SCALARS = {str, int, float, bool, type(None)}
+
+
 def _typed(kind: Any, value: Any, what: str) -> Any:
     """A JSON value as a field of type `kind`; `what` names the field, for the error."""
     origin, options = get_origin(kind), get_args(kind)
     if type(None) in options:
         return None if value is None else _typed(options[0], value, what)
+    if kind is Fault:
+        return Fault.read(_typed(str, value, what))
     if dataclasses.is_dataclass(kind):
         return from_json(cast(type, kind), value)
     if origin is tuple and isinstance(value, list | tuple):
@@ -178,6 +194,14 @@ class RolloutGroup:
         return sum(len(rollout.completion_ids) for rollout in self.rollouts)
 
     @property
+    def own_solution(self) -> str | None:
+        """The shortest of the right and finished rollouts; None where there is none."""
+        right = [rollout for rollout in self.rollouts if rollout.correct and not rollout.truncated]
+        if not right:
+            return None
+        return min(right, key=lambda rollout: len(rollout.completion_ids)).text
+
+    @property
     def all_zero(self) -> bool:
         """No rollout was accepted by the verifier: the group is harvested for critique."""
         return self.num_correct == 0
@@ -194,12 +218,29 @@ class RolloutGroup:
 
 
 @dataclass(frozen=True, slots=True)  # there may be a million
-class Difficulty:
-    """What the newest rollouts of one problem showed: `successes` out of `attempts`."""
+class Evidence:
+    """What rollouts of one policy showed of one problem: `successes` out of `attempts`."""
 
+    problem_id: str
     attempts: int
     successes: int
-    policy_version: int
+    policy_version: int = 0
+    solution: str | None = None
+    """The shortest of its right and finished rollouts."""
+    tokens: int = 0
+    """Of the completions; 0 where they were paid for by an earlier command."""
+
+    @classmethod
+    def of(cls, group: RolloutGroup) -> Evidence:
+        """What a graded group shows."""
+        return cls(
+            problem_id=group.problem.id,
+            attempts=len(group.rollouts),
+            successes=group.num_correct,
+            policy_version=group.rollouts[0].policy_version,
+            solution=group.own_solution,
+            tokens=group.num_tokens,
+        )
 
     @property
     def rho(self) -> float:
@@ -229,7 +270,7 @@ class Tokens:
     trained: int = 0
     """That went through a forward and a backward pass, prompts and targets."""
     written: int = 0
-    """By the teacher: traces, rewrites and critiques, those that were refused too."""
+    """By the teacher: traces, rewrites and critiques, rejected ones too."""
 
     @property
     def total(self) -> int:
@@ -267,20 +308,44 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Why something was rejected. In a file it is one text, `part: kind: detail`, without what is empty."""
+
+    kind: str
+    """One of few, so that faults can be counted: `too long`."""
+    detail: str = ""
+    """What was seen: `600 tokens, the cap is 512`."""
+    part: CritiqueKind | None = None
+    """The part of a critique that it is about."""
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.part, self.kind, self.detail)))
+
+    @classmethod
+    def read(cls, text: str) -> Fault:
+        """The fault that a file has as a text."""
+        first, _, rest = text.partition(": ")
+        if first in CRITIQUE_KINDS:
+            kind, _, detail = rest.partition(": ")
+            return cls(kind, detail, first)
+        return cls(first, rest)
+
+
+@dataclass(frozen=True)
 class BridgeCandidate:
-    """One proposal for a problem's trace, with the checks it passed or the reason it fell."""
+    """One proposal for a problem's trace, with why it was rejected, if it was."""
 
     trace: Trace
-    """Scored under the student, fallen or not, unless it was too long."""
-    rejected: str | None
-    """None when the candidate passed every check, else why it was dropped."""
+    """Scored under the student, rejected or not, unless it was too long."""
+    rejected: Fault | None
+    """None when the candidate passed every check."""
     num_steps: int = 0
     """Lines that are not blank."""
 
 
 @dataclass(frozen=True)
 class BridgeResult:
-    """All candidates of one problem and the chosen one (None: every candidate fell).
+    """All candidates of one problem and the chosen one (None: every candidate was rejected).
 
     How learnable the problem was before the Bridge says the candidate from the `teacher`, after it the chosen trace.
     """
@@ -311,7 +376,7 @@ class Exemplar:
 
 @dataclass(frozen=True)
 class Critique:
-    """A failed attempt turned into three targets, with the reasons for those that were refused."""
+    """A failed attempt turned into three targets, with the faults of those that were rejected."""
 
     problem: Problem
     attempt: str
@@ -321,7 +386,8 @@ class Critique:
     repair: str | None
     """What must follow `prefix` to reach the right answer."""
     new_trace: str | None
-    rejected: tuple[str, ...] = ()
+    rejected: tuple[Fault, ...] = ()
+    """One for each part that is not there."""
 
     @property
     def kinds(self) -> tuple[CritiqueKind, ...]:
@@ -352,7 +418,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Reject:
-    """A row that was set aside, never silently: what, where and why."""
+    """What was rejected, never silently: what, where and why."""
 
     id: str
     where: str

@@ -37,8 +37,9 @@ from slmreason.cli.config import (
 )
 from slmreason.cli.datasteps import load_data, place, prepare_bridge, prepare_critique, prepare_stratify
 from slmreason.cli.runs import GoingOn, newest_unfinished, read_config, with_saved_config
-from slmreason.curriculum.curriculum import Curriculum, Parts
+from slmreason.curriculum.curriculum import Curriculum
 from slmreason.curriculum.memory import report_memory
+from slmreason.curriculum.parts import Parts
 from slmreason.curriculum.resume import newest_checkpoint
 from slmreason.curriculum.trainer import Processes, run_time, try_trainers
 from slmreason.data import identity

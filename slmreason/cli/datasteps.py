@@ -22,7 +22,7 @@ from rich.table import Table
 from slmreason.cli.config import ConfigError, Parser, differing_keys, fresh_trainer_config, instantiate
 from slmreason.curriculum.sets import without_trace
 from slmreason.curriculum.trainer import Processes
-from slmreason.data.evidence import as_ledger_rows, evidence_in, evidence_row, matched_evidence
+from slmreason.data.evidence import evidence_in, matched_evidence, of_pool, readable_row
 from slmreason.data.identity import Identity, Pool, identity_in, identity_of
 from slmreason.data.ledger import Ledger, given_harvest
 from slmreason.data.recorded import read_recorded
@@ -32,6 +32,7 @@ from slmreason.records import (
     BAND_NAMES,
     BridgeResult,
     Critique,
+    Evidence,
     Place,
     Problem,
     Provenance,
@@ -47,8 +48,8 @@ from slmreason.run.files import append_records, placed_lines, read_lines, record
 from slmreason.run.progress import Watch, watching
 from slmreason.runtime.distributed import barrier, first_only, is_first
 from slmreason.runtime.redact import cell
-from slmreason.supervision.bridge import BridgeSettings, bridge
-from slmreason.supervision.critique import critique, pick_attempts
+from slmreason.supervision.bridge import Bridge, Material
+from slmreason.supervision.critique import Critic, pick_attempts
 from slmreason.teacher.base import FirstProcessTeacher
 from slmreason.teacher.dataset import TraceTeacher
 from slmreason.verify.verdicts import try_reward
@@ -143,8 +144,8 @@ def prepare_stratify(parser: Parser, config: Namespace) -> Job:
 
     def sample(chunk: list[Problem], watch: Watch) -> list[dict[str, Any]]:
         if made is None:
-            return [evidence_row(by_key[problem.key], bands) for problem in chunk]
-        return [evidence_row(group, bands) for group in probe(made, config, chunk, watch)]
+            return [readable_row(Evidence.of(by_key[problem.key]), problem, bands) for problem in chunk]
+        return [readable_row(Evidence.of(g), g.problem, bands) for g in probe(made, config, chunk, watch)]
 
     def job() -> None:
         if made is not None and processes is not None:
@@ -153,7 +154,7 @@ def prepare_stratify(parser: Parser, config: Namespace) -> Job:
         size = len(problems) if made is None else max(1, made.rollout.batch_size(made.student) // attempts)
         _in_chunks(out, problems, done, sample, size, ("stratify", attempts, limit))
         ledger = Ledger(None)
-        ledger.take(as_ledger_rows(matched_evidence(out, problems)), Place(0, "stratify"))
+        ledger.take(of_pool(matched_evidence(out, problems)), Place(0, "stratify"))
         _print(strata_table(stratify(ledger, problems, bands), ledger))
         log.info("bands: %s; fit starts from them with --data.evidence %s", out, out)
 
@@ -176,7 +177,7 @@ def prepare_bridge(parser: Parser, config: Namespace) -> Job:
     processes = Processes(fresh_trainer_config(config), made.backend)
     load_data(made, config)
     teacher, ledger = FirstProcessTeacher(made.teacher or TraceTeacher()), Ledger(None)
-    ledger.take(made.data.evidence_rows, Place(0, "stratify"))
+    ledger.take(made.data.given_evidence, Place(0, "stratify"))
     missing = [problem for problem in made.data.problems if problem.id not in ledger]
     if dry_run:
         return lambda: _show_bridge_plan(made, teacher, ledger, len(missing))
@@ -215,7 +216,8 @@ def prepare_bridge(parser: Parser, config: Namespace) -> Job:
 def _bridged(
     made: Namespace, config: Namespace, teacher: Any, ledger: Ledger, strata: Strata, chunk: list[Problem], watch: Watch
 ) -> list[dict[str, Any]]:
-    settings: BridgeSettings = made.bridge
+    settings = made.bridge
+    bridge = Bridge(made.student, made.rollout, teacher, made.reward, settings, made.data.token_budget)
     sampling = Sampling(
         min(settings.max_trace_tokens, config.grpo.max_completion_tokens),
         0.0,
@@ -227,12 +229,9 @@ def _bridged(
     results: dict[str, BridgeResult] = {}
     for bridged in (True, False):
         part = [p for p in chunk if (strata.band_of[p.id] in settings.bands) == bridged]
-        chosen = settings if bridged else settings.raw()
         if part:
-            made_of = bridge(
-                part, made.student, made.rollout, teacher, made.reward, chosen, sampling, exemplars, own,
-                token_budget=made.data.token_budget, watch=watch,
-            )  # fmt: skip
+            chosen = bridge if bridged else bridge.raw()
+            made_of = chosen.make(part, sampling, Material(exemplars, own), watch)
             results |= {result.problem.id: result for result in made_of}
     return [to_json(results[problem.id]) for problem in chunk]
 
@@ -266,7 +265,8 @@ def prepare_critique(parser: Parser, config: Namespace) -> Job:
     done = _go_on(out, parser, config, inputs, problems, of_record)
 
     def make(chunk: list[Problem]) -> list[dict[str, Any]]:
-        records = critique([groups[p.key] for p in chunk], teacher, made.student, made.reward, made.critique)
+        critic = Critic(teacher, made.student, made.reward, made.critique)
+        records = critic.make([groups[p.key] for p in chunk])
         return [to_json(record) for record in records]
 
     def job() -> None:
@@ -383,7 +383,7 @@ def strata_table(strata: Strata, ledger: Ledger) -> Table:
     total = sum(strata.counts.values())
     for band in BAND_NAMES:
         members = getattr(strata, band)
-        rhos = [difficulty.rho for p in members if (difficulty := ledger.get(p.id))]
+        rhos = [evidence.rho for p in members if (evidence := ledger.get(p.id))]
         mean = f"{sum(rhos) / len(rhos):.2f}" if rhos else "-"
         table.add_row(band, str(len(members)), f"{100 * len(members) / total:.1f} %", mean)
     return table
@@ -399,7 +399,7 @@ def bridge_table(results: Sequence[BridgeResult]) -> Table:
         if not mine:
             continue
         passed = [c.trace.learnability for c in mine if c.rejected is None and c.trace.learnability]
-        fell = Counter((c.rejected or "").partition(":")[0] for c in mine if c.rejected)
+        fell = Counter(c.rejected.kind for c in mine if c.rejected)
         scores = (
             f"{median(s.rank_surprisal_ratio for s in passed):.2f}" if passed else "-",
             f"{median(s.mean_nll for s in passed):.2f}" if passed else "-",
@@ -419,12 +419,7 @@ def critique_table(records: Sequence[Critique]) -> Table:
         table.add_column(heading, justify="right" if heading in ("passed", "fell") else "left")
     for kind in ("diagnosis", "repair", "new_trace"):
         passed = sum(kind in record.kinds for record in records)
-        reasons = Counter(
-            fault.partition(": ")[2].partition(":")[0]
-            for r in records
-            for fault in r.rejected
-            if fault.startswith(kind)
-        )
+        reasons = Counter(fault.kind for r in records for fault in r.rejected if fault.part == kind)
         most = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(2))
         table.add_row(kind, str(passed), str(len(records) - passed), cell(most))
     return table

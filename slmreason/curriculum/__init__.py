@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from slmreason.runtime.face import lazily
 
 if TYPE_CHECKING:
-    from slmreason.curriculum.curriculum import Curriculum, Parts
+    from slmreason.curriculum.curriculum import Curriculum
+    from slmreason.curriculum.parts import Parts
     from slmreason.curriculum.settings import CheckpointSettings, CurriculumSettings, ProbeSettings
 
 __all__ = [
@@ -24,7 +25,7 @@ __getattr__ = lazily(
         "CheckpointSettings": "settings",
         "Curriculum": "curriculum",
         "CurriculumSettings": "settings",
-        "Parts": "curriculum",
+        "Parts": "parts",
         "ProbeSettings": "settings",
     },
 )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from slmreason.curriculum.settings import ProbeSettings
 from slmreason.curriculum.work import Work
 from slmreason.data.datamodule import ReasoningDataModule
-from slmreason.data.ledger import evidence_of
 from slmreason.modules.grpo import GRPOModule
-from slmreason.records import Place, Problem
+from slmreason.records import Evidence, Place, Problem
 from slmreason.rollout.collect import collect
 from slmreason.run.progress import duration
 from slmreason.verify.rewards import RewardFn
@@ -55,10 +53,10 @@ class Prober:
             oldest = last_grpo_began
 
         def wanted(problem: Problem) -> bool:
-            difficulty = ledger.get(problem.id)
-            if difficulty is None or difficulty.policy_version >= oldest:
-                return difficulty is None
-            return refresh != "unsolved" or difficulty.successes == 0
+            newest = ledger.get(problem.id)
+            if newest is None or newest.policy_version >= oldest:
+                return newest is None
+            return refresh != "unsolved" or newest.successes == 0
 
         self.measure([p for p in self.data.problems if wanted(p)], place, f"round {place.round} probe")
 
@@ -88,16 +86,17 @@ class Prober:
         key = f"{label} epoch {place.epoch} policy {student.policy_version}"
         with self.work.watching(label, len(problems) * attempts, sampling.max_new_tokens) as watch:
 
-            def make(chunk: list[Problem]) -> list[dict[str, Any]]:
+            def make(chunk: list[Problem]) -> list[Evidence]:
                 groups = collect(student, self.work.engine, self.reward, chunk, attempts, sampling, watch)
                 student.tokens.sampled += sum(group.num_tokens for group in groups)
-                return [evidence_of(group) for group in groups]
+                return [Evidence.of(group) for group in groups]
 
-            rows = self.work.longest_first(key, problems, make, dict, attempts, watch)
-        self.data.ledger.take(rows, place)
-        right, sampled = sum(row["successes"] for row in rows), sum(row["attempts"] for row in rows)
-        tokens = sum(row["tokens"] for row in rows)
-        log.info("%s: rho %.2f over %d problems, %d tokens in %s", label, right / sampled, len(rows), tokens,
+            found = self.work.longest_first(key, problems, make, Evidence, attempts, watch)
+        self.data.ledger.take(found, place)
+        right = sum(evidence.successes for evidence in found)
+        sampled = sum(evidence.attempts for evidence in found)
+        tokens = sum(evidence.tokens for evidence in found)
+        log.info("%s: rho %.2f over %d problems, %d tokens in %s", label, right / sampled, len(found), tokens,
                  duration(watch.seconds))  # fmt: skip
 
     def completions(self, place: Place, epochs: int, is_first: bool) -> int:

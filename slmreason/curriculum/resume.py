@@ -10,17 +10,13 @@ what long work between two checkpoints (measuring, the Bridge, critiques, benchm
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
 
-from slmreason.evaluate.benchmarks import Score
-from slmreason.records import Band, Critique, Place, Tokens, from_json, to_json
+from slmreason.curriculum.state import RunState
 from slmreason.run.files import write_text
 from slmreason.run.folder import RunFolder
 from slmreason.run.tree import load_tree, save_tree
@@ -28,107 +24,8 @@ from slmreason.runtime.distributed import barrier, is_first
 from slmreason.student import Student
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-R = TypeVar("R")
 PREFIX = "student.network."
 """Of the student's parameters in a checkpoint: what they are called in the LightningModules."""
-
-
-@dataclass
-class StageReport:
-    """What became of one stage."""
-
-    place: Place
-    outcome: str
-    """`done`, or why it was skipped."""
-    seconds: float
-    rows: int
-    scores: list[Score]
-    tokens: Tokens = field(default_factory=Tokens)
-    """What the run had cost when the stage ended."""
-    benchmark_seconds: float = 0.0
-    """What the benchmarks after the stage took."""
-    benchmark_tokens: int = 0
-    """Tokens that the student answered them with."""
-
-    def describe(self, tokens: int) -> str:
-        """The line that says what the stage came to.
-
-        Args:
-            tokens: that it cost.
-        """
-        said = [f"{self.place.label}: {self.outcome}"]
-        if self.place.stage != "base":
-            said.append(f"{self.seconds:.0f} s, {tokens} tokens")
-        if self.scores:
-            said.append(" ".join(f"{score.benchmark} {100 * score.value:.1f}" for score in self.scores))
-            said.append(f"benchmarks {self.benchmark_seconds:.0f} s, {self.benchmark_tokens} tokens")
-        return " | ".join(said)
-
-    def as_summary(self) -> dict[str, Any]:
-        """Its entry in summary.json."""
-        return {
-            "stage": self.place.label,
-            "outcome": self.outcome,
-            "seconds": round(self.seconds, 1),
-            "rows": self.rows,
-            "tokens": asdict(self.tokens),
-            "scores": [asdict(score) for score in self.scores],
-            "benchmark_seconds": round(self.benchmark_seconds, 1),
-            "benchmark_tokens": self.benchmark_tokens,
-        }
-
-
-@dataclass
-class RunState:
-    """What the run needs to know to go on, beside the student's weights and the files of the run."""
-
-    reports: list[StageReport] = field(default_factory=list)
-    policy_version: int = 0
-    last_grpo_began: int | None = None
-    """Policy version at which the newest GRPO fit began."""
-    elapsed: float = 0.0
-    """Seconds that the run has taken, over all its processes in time."""
-    critiques: list[Critique] = field(default_factory=list)
-    bands: dict[str, Band] = field(default_factory=dict)
-    """Band of each problem at the newest stratification."""
-    evaluate: bool = False
-    """The benchmarks after the newest stage have not been run yet."""
-    within: Place | None = None
-    """The fit that a checkpoint lies in; None after a stage."""
-    stage_seconds: float = 0.0
-    """How long that fit has taken."""
-    stage_rows: int = 0
-    """Rows that it began with."""
-    tokens: Tokens = field(default_factory=Tokens)
-    """What the run has cost."""
-    sizes: dict[str, int] = field(default_factory=dict)
-    """How long each growing file was: bytes of a .jsonl, rows of a .csv."""
-
-    def as_tree(self) -> dict[str, Any]:
-        return {**asdict(self), "critiques": [to_json(record) for record in self.critiques]}
-
-    @classmethod
-    def from_tree(cls, tree: dict[str, Any]) -> RunState:
-        state = cls(**tree)
-        state.reports = [
-            StageReport(**{
-                **report,
-                "place": Place(**report["place"]),
-                "scores": [Score(**score) for score in report["scores"]],
-                "tokens": Tokens(**report["tokens"]),
-            })
-            for report in tree["reports"]
-        ]  # fmt: skip
-        state.tokens = Tokens(**tree["tokens"])
-        state.critiques = [from_json(Critique, record) for record in tree["critiques"]]
-        state.within = Place(**tree["within"]) if tree["within"] else None
-        return state
-
-
-def write_summary(files: RunFolder, reports: Sequence[StageReport]) -> None:
-    """What each stage came to so far, as data."""
-    write_text(files.summary, json.dumps([report.as_summary() for report in reports], indent=1) + "\n")
 
 
 # -- checkpoints ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slmreason.curriculum.resume import StageReport
+from slmreason.curriculum.state import StageReport
 from slmreason.curriculum.work import Work
 from slmreason.evaluate.benchmarks import Benchmark, EvaluationSettings, Sample, evaluate, save_scores
 from slmreason.records import Problem, RolloutGroup

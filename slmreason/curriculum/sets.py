@@ -18,7 +18,7 @@ from slmreason.supervision.critique import CritiqueSettings, capped, critique_ex
 log = logging.getLogger(__name__)
 
 NO_CANDIDATE = "the dataset has no solution of it, the teacher gave none, and the student has not solved it"
-NOT_USABLE = "the dataset's solution of it cannot be used"
+UNUSABLE = "the dataset's solution of it cannot be used"
 BridgeFn = Callable[[Sequence[Problem]], list[BridgeResult]]
 """Proposes, verifies and selects a trace for each problem, all at once."""
 
@@ -77,34 +77,38 @@ class AcquisitionStage:
 
 
 def bridge_rejects(results: Sequence[BridgeResult]) -> list[Reject]:
-    """Candidates that fell, with the reason each fell for, and problems that have none."""
-    return [
-        Reject(result.problem.id, f"{candidate.trace.provenance} trace", candidate.rejected)
-        for result in results
-        for candidate in result.candidates
-        if candidate.rejected
-    ] + [
-        Reject(result.problem.id, f"{result.band} problem", f"no trace at all: {_no_candidate(result)}")
-        for result in results
-        if not result.candidates
-    ]
+    """Rejected candidates, each with its fault, and problems that have no candidate."""
+    rejects = []
+    for result in results:
+        for candidate in result.candidates:
+            if candidate.rejected:
+                kind = f"{candidate.trace.provenance} trace"
+                rejects.append(Reject(result.problem.id, kind, str(candidate.rejected)))
+    for result in results:
+        if not result.candidates:
+            reason = f"no trace at all: {_no_candidate(result)}"
+            rejects.append(Reject(result.problem.id, f"{result.band} problem", reason))
+    return rejects
 
 
 def _no_candidate(result: BridgeResult) -> str:
-    return NOT_USABLE if result.problem.trace else NO_CANDIDATE
+    return UNUSABLE if result.problem.trace else NO_CANDIDATE
 
 
 def without_trace(results: Sequence[BridgeResult]) -> str:
-    """How many problems have no trace to be trained on, and why: what felled the first candidate of each."""
+    """How many problems have no trace to be trained on, and why: the fault of the first rejected candidate of each."""
     none = [result for result in results if result.chosen is None]
     if not none:
         return f"traces: all {len(results)} problems have one"
-    reasons = Counter(
-        (result.candidates[0].rejected or "").partition(":")[0] if result.candidates else _no_candidate(result)
-        for result in none
-    )
+    reasons = Counter(_why_none(result) for result in none)
     said = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     return f"traces: {len(none)} of {len(results)} problems have none and are left out: {said}"
+
+
+def _why_none(result: BridgeResult) -> str:
+    if not result.candidates:
+        return _no_candidate(result)
+    return next(candidate.rejected.kind for candidate in result.candidates if candidate.rejected)
 
 
 @dataclass
@@ -155,7 +159,7 @@ class CritiqueStage:
 
     def rejects(self) -> list[Reject]:
         return [
-            Reject(record.problem.id, "critique", reason, {"attempt": record.attempt})
+            Reject(record.problem.id, "critique", str(fault), {"attempt": record.attempt})
             for record in self.critiques
-            for reason in record.rejected
+            for fault in record.rejected
         ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from slmreason.records import Place
+
 StageName = Literal["sft", "grpo", "cft"]
 
 
@@ -68,6 +70,12 @@ class CurriculumSettings:
 
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     """How often the run is saved."""
+
+    @property
+    def places(self) -> list[Place]:
+        """All stages of a run, in their order."""
+        rounds = range(1, self.rounds + 1)
+        return [Place(number, name) for number in rounds for name in self.stages]
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or (self.max_tokens is not None and self.max_tokens < 1):

@@ -11,9 +11,11 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from slmreason.callbacks import HarvestAllZeroGroups, RecordRollouts, Reprobe
+from slmreason.curriculum.parts import Parts
 from slmreason.curriculum.prober import Prober
-from slmreason.curriculum.resume import RunState
 from slmreason.curriculum.sets import AcquisitionStage, ConsolidationStage, CritiqueStage, bridge_rejects, without_trace
+from slmreason.curriculum.settings import CurriculumSettings
+from slmreason.curriculum.state import Resumed, RunState
 from slmreason.curriculum.traces import TraceMaker
 from slmreason.data.datamodule import Restratified, StageSet
 from slmreason.modules.base import StudentModule
@@ -23,6 +25,9 @@ from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique, Example, Place, Problem, from_json
 from slmreason.run.files import append_records, read_lines, read_records, write_records
 from slmreason.run.folder import RunFolder
+from slmreason.supervision.bridge import Bridge
+from slmreason.supervision.critique import Critic
+from slmreason.teacher.base import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +53,32 @@ class Stage(ABC):
     @abstractmethod
     def callbacks(self, place: Place, run: RunState) -> list[Callback]:
         """What the fit needs besides what every fit has."""
+
+    def enter(self, place: Place, run: RunState, resumed: Resumed | None) -> int:
+        """Makes the set that the data module draws from: prepared, or read where the fit goes on in its middle.
+
+        Returns:
+            Rows of the first epoch; 0 where the stage must be skipped (`reason`).
+        """
+        if resumed is not None:
+            epoch = resumed.place.epoch
+            drawn = epoch, self.read_rows(self.files.stage(place).set(epoch))
+            self.data.enter(self.restore(place, run), self._on_set, drawn)
+            return resumed.rows
+        stage_set = self.prepare(place, run)
+        return 0 if stage_set is None else self.data.enter(stage_set, self._on_set)
+
+    def _on_set(self, change: Restratified, drawn: Sequence[Any]) -> None:
+        """Writes a set that was drawn."""
+        folder = self.files.stage(change.place)
+        append_records(folder.strata, [change])
+        self.wrote(change)
+        write_records(folder.set(change.place.epoch), self.as_rows(drawn))
+
+    def write_rejects(self, place: Place) -> None:
+        """What teacher and verifier rejected since the last call."""
+        if rejects := self.prober.work.journal.take_rejects():
+            append_records(self.files.stage(place).rejects, rejects)
 
     def began(self, run: RunState) -> None:  # noqa: B027 - most stages have nothing to note
         """Notes that the fit begins, where it has not been begun before."""
@@ -122,12 +153,12 @@ class SFTStage(Stage):
         self._set = AcquisitionStage(
             place=place,
             student=self.student,
-            teach=lambda problems: traces.bridge(place, problems, traces.bridge_settings.raw(), run.critiques),
-            bridge=lambda problems: traces.bridge(place, problems, traces.bridge_settings, run.critiques),
+            teach=lambda problems: traces.traces(place, problems, bridged=False, critiques=run.critiques),
+            bridge=lambda problems: traces.traces(place, problems, bridged=True, critiques=run.critiques),
             route=self.data.routed,
-            bridged_bands=traces.bridge_settings.bands,
+            bridged_bands=traces.bridge.settings.bands,
             critiques=run.critiques if self.mixes_critiques else (),
-            critique_kinds=traces.critique_settings.kinds,
+            critique_kinds=traces.critic.settings.kinds,
         )
         return self._set
 
@@ -227,10 +258,36 @@ class CFTStage(Stage):
         self.given = []  # an earlier CFT had them, or this one has them among its own
 
     def _critique_set(self, place: Place, run: RunState) -> CritiqueStage:
-        return CritiqueStage(place, self.student, run.critiques, self.traces.critique_settings)
+        return CritiqueStage(place, self.student, run.critiques, self.traces.critic.settings)
 
     def callbacks(self, place: Place, run: RunState) -> list[Callback]:
         """What CFT may have changed is its own set, and not a share of the pool."""
         ids = {record.problem.id for record in run.critiques}
         problems = [problem for problem in self.data.problems if problem.id in ids]
         return [self._measures_again(place, problems)]
+
+
+def make_stages(
+    parts: Parts,
+    settings: CurriculumSettings,
+    prober: Prober,
+    teacher: Teacher,
+    files: RunFolder,
+    accumulate: int,
+) -> dict[str, Stage]:
+    """The stages of a run by name.
+
+    Args:
+        teacher: `parts.teacher`, as it is asked by several processes.
+        accumulate: trainer.accumulate_grad_batches.
+    """
+    bridge = Bridge(parts.student, parts.engine, teacher, parts.reward, parts.bridge, parts.data.token_budget)
+    critic = Critic(teacher, parts.student, parts.reward, parts.critique)
+    traces = TraceMaker(prober.work, parts.data, parts.grpo, bridge, critic, parts.given_traces)
+    makes_critiques = "cft" not in settings.stages
+    given = [critic.recheck(record) for record in parts.given_critiques]
+    return {
+        "sft": SFTStage(parts.sft, prober, traces, files, settings.mix_critiques, makes_critiques),
+        "grpo": GRPOStage(parts.grpo, prober, traces, files, accumulate),
+        "cft": CFTStage(parts.cft, prober, traces, files, given),
+    }

@@ -18,12 +18,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from slmreason.data.contamination import contaminated
-from slmreason.data.evidence import as_ledger_rows, matched_evidence
+from slmreason.data.evidence import matched_evidence, of_pool
 from slmreason.data.identity import refuse_no_match
 from slmreason.data.ledger import Ledger
 from slmreason.data.sources import Columns, load_problems, most_common
 from slmreason.data.strata import Bands, Routing, Strata, routed, stratify
-from slmreason.records import Band, Example, Place, Problem, Reject
+from slmreason.records import Band, Evidence, Example, Place, Problem, Reject
 from slmreason.rollout.engine import PromptLimit
 from slmreason.runtime.distributed import rank, world_size
 from slmreason.student import Student
@@ -123,7 +123,7 @@ class ReasoningDataModule(L.LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.problems: tuple[Problem, ...] = ()
         self.rejects: tuple[Reject, ...] = ()
-        self.evidence_rows: list[dict[str, Any]] = []
+        self.given_evidence: list[Evidence] = []
         self.unmatched: tuple[Reject, ...] = ()
         """Lines of evidence, traces and critiques that are about no problem of the pool."""
         self.ledger = Ledger(None)
@@ -175,7 +175,7 @@ class ReasoningDataModule(L.LightningDataModule):
             matched = matched_evidence(Path(self.evidence), self.problems)
             refuse_no_match(matched, "data.evidence", self.evidence)
             log.info(matched.describe(f"data.evidence {self.evidence}", len(self.problems)))
-            self.evidence_rows, self.unmatched = as_ledger_rows(matched), matched.rejects
+            self.given_evidence, self.unmatched = of_pool(matched), matched.rejects
 
     # -- one fit ----------------------------------------------------------------------------------------------------
 

@@ -3,49 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from slmreason.data.identity import Identity, Matched, Pool, identity_in, read_pool
-from slmreason.data.ledger import own_solution
 from slmreason.data.rows import readable
 from slmreason.data.strata import Bands
-from slmreason.records import Problem, RolloutGroup
+from slmreason.records import Evidence, Problem
 from slmreason.run.files import record_of, written_rows
 from slmreason.run.folder import RunFolder
 
 KEPT = ("problem_id", "attempts", "successes", "solution")
+"""What `fit` reads of a line: neither the tokens nor the policy version are of the run that reads it."""
 
 
-def evidence_row(group: RolloutGroup, bands: Bands) -> dict[str, Any]:
+def readable_row(evidence: Evidence, problem: Problem, bands: Bands) -> dict[str, Any]:
     """One problem's evidence, with its band for a person to read; `fit` reads the counts, so bands can be moved."""
     return {
-        "problem_id": group.problem.id,
-        "key": group.problem.key,
-        "band": bands.of(group.num_correct / len(group.rollouts)),
-        "attempts": len(group.rollouts),
-        "successes": group.num_correct,
-        "solution": own_solution(group),
-        "question": group.problem.question,
-        "answer": group.problem.answer,
+        "problem_id": problem.id,
+        "key": problem.key,
+        "band": bands.of(evidence.rho),
+        "attempts": evidence.attempts,
+        "successes": evidence.successes,
+        "solution": evidence.solution,
+        "question": problem.question,
+        "answer": problem.answer,
     }
 
 
-@dataclass(frozen=True)
-class EvidenceRow:
-    """What `fit` reads of a line."""
-
-    problem_id: str
-    attempts: int
-    successes: int
-    solution: str | None = None
-    policy_version: int = 0
-    tokens: int = 0
-    """Were spent before the run."""
-
-
-def read_evidence(path: Path) -> list[tuple[Identity, EvidenceRow]]:
+def read_evidence(path: Path) -> list[tuple[Identity, Evidence]]:
     """The rows of such a file, each with what it says of its problem.
 
     Raises:
@@ -59,7 +46,7 @@ def read_evidence(path: Path) -> list[tuple[Identity, EvidenceRow]]:
     return [(identity_in(row, key_of), evidence) for row, evidence in found]
 
 
-def matched_evidence(path: Path, problems: Sequence[Problem]) -> Matched[tuple[Identity, EvidenceRow]]:
+def matched_evidence(path: Path, problems: Sequence[Problem]) -> Matched[tuple[Identity, Evidence]]:
     """The rows of such a file that are about these problems.
 
     Raises:
@@ -68,19 +55,19 @@ def matched_evidence(path: Path, problems: Sequence[Problem]) -> Matched[tuple[I
     return Pool(problems).match(read_evidence(path), readable(path), lambda row: row[0])
 
 
-def as_ledger_rows(matched: Matched[tuple[Identity, EvidenceRow]]) -> list[dict[str, Any]]:
-    """What matched, as the ledger takes it: under the pool's ids."""
-    return [vars(replace(evidence, problem_id=problem.id)) for problem, (_, evidence) in matched.found]
+def of_pool(matched: Matched[tuple[Identity, Evidence]]) -> list[Evidence]:
+    """What matched, under the pool's ids."""
+    return [replace(evidence, problem_id=problem.id) for problem, (_, evidence) in matched.found]
 
 
-def evidence_in(row: Any, where: str) -> EvidenceRow:
+def evidence_in(row: Any, where: str) -> Evidence:
     """What a line shows of its problem.
 
     Raises:
         ValueError: it lacks a count or has an impossible one; the message says where it stands.
     """
     known = {key: row[key] for key in KEPT if key in row} if isinstance(row, dict) else row
-    found = record_of(EvidenceRow, known, where)
+    found = record_of(Evidence, known, where)
     if not 0 <= found.successes <= found.attempts or not found.attempts:
         raise ValueError(f"{where}: {found.successes} successes of {found.attempts} attempts cannot be")
     return found

@@ -9,11 +9,12 @@ since difficulty is a property of the *current* student. A torn last line, left 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from slmreason.records import Band, Difficulty, Exemplar, Place, Problem, RolloutGroup, Trace, to_json
+from slmreason.records import Band, Evidence, Exemplar, Place, Problem, RolloutGroup, Trace, to_json
 from slmreason.run.files import append_records, placed_lines, record_of, written_rows
 from slmreason.run.folder import RunFolder
 
@@ -26,23 +27,13 @@ class HarvestRow:
     group: RolloutGroup
 
 
-@dataclass(frozen=True)
-class LedgerRow:
-    """A line of `ledger.jsonl`."""
-
-    problem_id: str
-    attempts: int
-    successes: int
-    policy_version: int
-    round: int
-    stage: str
-    epoch: int = 0
-    solution: str | None = None
-    tokens: int = 0
-    """Of the completions."""
-
-
-_LEDGER_KEYS = {field.name for field in fields(LedgerRow)}
+FIELDS = get_type_hints(Evidence)
+"""Of a line of `ledger.jsonl`, those that hold the evidence, in their order."""
+PLACE_FIELDS = get_type_hints(Place)
+"""The others, which say where in the run the rollouts were drawn."""
+LINE = (*FIELDS, *PLACE_FIELDS)
+WHOLE = frozenset(product(*(get_args(kind) or (kind,) for kind in (*FIELDS.values(), *PLACE_FIELDS.values()))))
+"""The types that the values of a line have, in the order that we write them in."""
 
 
 class Ledger:
@@ -55,7 +46,7 @@ class Ledger:
                 processes, which all record the same, the first one writes.
         """
         self._files = RunFolder(Path(folder)) if folder is not None else None
-        self._difficulty: dict[str, Difficulty] = {}
+        self._newest: dict[str, Evidence] = {}
         self._solutions: dict[str, str] = {}
         self._harvest: list[tuple[Place, RolloutGroup]] = []
         self._sampled = [0, 0]  # completions, and their tokens
@@ -64,22 +55,20 @@ class Ledger:
         if self._files is not None:
             self._files.path.mkdir(parents=True, exist_ok=True)
             for where, row in placed_lines(self._files.ledger):
-                if not _is_whole(row):
-                    record_of(LedgerRow, row, where)  # which says what is wrong, if anything is
-                self._note(row)
+                self._note(_evidence_in(row, where))
             for where, row in placed_lines(self._files.harvest):
                 entry = record_of(HarvestRow, row, where)
                 self._harvest.append((entry.place, entry.group))
 
     def __len__(self) -> int:
-        return len(self._difficulty)
+        return len(self._newest)
 
     def __contains__(self, problem_id: str) -> bool:
-        return problem_id in self._difficulty
+        return problem_id in self._newest
 
-    def get(self, problem_id: str) -> Difficulty | None:
+    def get(self, problem_id: str) -> Evidence | None:
         """The newest evidence of a problem, or None when it was never sampled."""
-        return self._difficulty.get(problem_id)
+        return self._newest.get(problem_id)
 
     @property
     def mean_tokens(self) -> float:
@@ -102,14 +91,14 @@ class Ledger:
 
     def record(self, groups: Iterable[RolloutGroup], place: Place) -> None:
         """Adds one piece of evidence for each group: every rollout counts, whoever asked for it."""
-        self.take([evidence_of(group) for group in groups], place)
+        self.take(map(Evidence.of, groups), place)
 
-    def take(self, rows: Iterable[dict[str, Any]], place: Place) -> None:
-        """Adds evidence that is in rows already, as `slmreason stratify` writes it."""
-        placed = [{**row, **vars(place)} for row in rows]
-        self._append(lambda files: files.ledger, placed)
-        for row in placed:
-            self._note(row)
+    def take(self, evidence: Iterable[Evidence], place: Place) -> None:
+        """Adds evidence that has been counted already."""
+        new = list(evidence)
+        self._append(lambda files: files.ledger, [{**to_json(each), **to_json(place)} for each in new])
+        for each in new:
+            self._note(each)
 
     def harvest(self, groups: Iterable[RolloutGroup], place: Place) -> None:
         """Keeps all-zero groups, with their attempts, for the Critique Set of the next fit.
@@ -134,13 +123,13 @@ class Ledger:
                 newest[group.problem.id] = group
         return list(newest.values())
 
-    def _note(self, row: dict[str, Any]) -> None:
-        self._difficulty[row["problem_id"]] = Difficulty(row["attempts"], row["successes"], row["policy_version"])
-        if tokens := row.get("tokens"):
-            self._sampled[0] += row["attempts"]
-            self._sampled[1] += tokens
-        if row.get("solution"):
-            self._solutions[row["problem_id"]] = row["solution"]
+    def _note(self, evidence: Evidence) -> None:
+        self._newest[evidence.problem_id] = evidence
+        if evidence.tokens:
+            self._sampled[0] += evidence.attempts
+            self._sampled[1] += evidence.tokens
+        if evidence.solution:
+            self._solutions[evidence.problem_id] = evidence.solution
         self.version += 1
 
     def _append(self, file: Callable[[RunFolder], Path], rows: list[dict[str, Any]]) -> None:
@@ -148,16 +137,17 @@ class Ledger:
             append_records(file(self._files), rows)
 
 
-def _is_whole(row: Any) -> bool:
-    """Whether a row is as we write it; a check of each field by its declared type would take most of a resume."""
-    return (
-        isinstance(row, dict)
-        and row.keys() == _LEDGER_KEYS
-        and type(row["problem_id"]) is str
-        and type(row["attempts"]) is type(row["successes"]) is type(row["policy_version"]) is int
-        and type(row["tokens"]) is int
-        and (row["solution"] is None or type(row["solution"]) is str)
-    )
+def _evidence_in(row: dict[str, Any], where: str) -> Evidence:
+    """The evidence in a line of `ledger.jsonl`.
+
+    Raises:
+        ValueError: a field is unknown, missing or of another type; the message says where it stands.
+    """
+    # A look at the types of a line as we write it: the check of each field by itself would take most of a resume.
+    if tuple(row) == LINE and tuple(map(type, row.values())) in WHOLE:
+        return Evidence(*islice(row.values(), len(FIELDS)))
+    record_of(Place, {key: value for key, value in row.items() if key in PLACE_FIELDS}, where)
+    return record_of(Evidence, {key: value for key, value in row.items() if key not in PLACE_FIELDS}, where)
 
 
 def given_harvest(path: Path) -> list[RolloutGroup]:
@@ -173,21 +163,3 @@ def given_harvest(path: Path) -> list[RolloutGroup]:
             raise ValueError(f"{where}: problem {group.problem.id}: not a group whose rollouts all failed")
         groups.append(group)
     return groups
-
-
-def evidence_of(group: RolloutGroup) -> dict[str, Any]:
-    """What the ledger keeps of a graded group."""
-    return {
-        "problem_id": group.problem.id,
-        "attempts": len(group.rollouts),
-        "successes": group.num_correct,
-        "policy_version": group.rollouts[0].policy_version,
-        "solution": own_solution(group),
-        "tokens": group.num_tokens,
-    }
-
-
-def own_solution(group: RolloutGroup) -> str | None:
-    """The shortest of a group's right and finished rollouts."""
-    right = [rollout for rollout in group.rollouts if rollout.correct and not rollout.truncated]
-    return min(right, key=lambda rollout: len(rollout.completion_ids)).text if right else None

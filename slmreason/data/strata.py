@@ -65,12 +65,12 @@ def stratify(ledger: Ledger, problems: Iterable[Problem], bands: Bands) -> Strat
     groups: dict[str, list[Problem]] = {name: [] for name in (*BAND_NAMES, "unknown")}
     solved = set()
     for problem in problems:
-        difficulty = ledger.get(problem.id)
-        if difficulty is None:
+        evidence = ledger.get(problem.id)
+        if evidence is None:
             groups["unknown"].append(problem)
             continue
-        groups[bands.of(difficulty.rho)].append(problem)
-        if difficulty.successes:
+        groups[bands.of(evidence.rho)].append(problem)
+        if evidence.successes:
             solved.add(problem.id)
     return Strata(**{name: tuple(members) for name, members in groups.items()}, solved=frozenset(solved))
 

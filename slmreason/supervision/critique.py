@@ -1,21 +1,21 @@
 """Critique records: a group whose rollouts all failed becomes diagnosis, repair and a new trace.
 
-Written against the teacher protocol; what the teacher says is verified here, and what falls is kept with its reason.
+Written against the teacher protocol; what the teacher says is verified here, and what is rejected is kept as a fault.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from slmreason.records import Critique, CritiqueKind, Diagnosis, Example, Problem, RolloutGroup
+from slmreason.records import Critique, CritiqueKind, Diagnosis, Example, Fault, Problem, RolloutGroup
 from slmreason.student import Student
-from slmreason.supervision.bridge import check_trace
+from slmreason.supervision.checks import NO_NEW_TRACE, NO_REPAIR, diagnosis_fault, trace_fault
 from slmreason.teacher.base import Teacher
 from slmreason.verify.rewards import RewardFn, read_answer
 
@@ -29,7 +29,7 @@ class CritiqueSettings:
     kinds: tuple[CritiqueKind, ...] = ("diagnosis", "repair", "new_trace")
     """The kinds of record that are made."""
     max_trace_tokens: int = 512
-    """A longer repair or new trace is refused and counted."""
+    """A longer repair or new trace is rejected and counted."""
     records: str | None = None
     """File of `slmreason critique`, perhaps edited: its records are verified again and trained on by the next CFT."""
     max_per_kind: int | None = None
@@ -61,91 +61,97 @@ def prefix_before(attempt: str, wrong_step: int) -> str | None:
     return None
 
 
-def critique(
-    groups: Sequence[RolloutGroup],
-    teacher: Teacher,
-    student: Student,
-    reward: RewardFn,
-    settings: CritiqueSettings,
-) -> list[Critique]:
-    """Builds and verifies the critique of every picked attempt; one teacher call a kind for all of them."""
-    pairs = [(g.problem, text) for g in groups for text in pick_attempts(g, settings.attempts_per_problem)]
-    if not pairs:
-        return []
-    problems, attempts = [p for p, _ in pairs], [a for _, a in pairs]
-    traces = teacher.new_trace(problems)
-    diagnoses = teacher.locate(problems, attempts)
-    prefixes = [
-        prefix_before(attempt, d.wrong_step) if d else None for attempt, d in zip(attempts, diagnoses, strict=True)
-    ]
-    sound = [i for i, d in enumerate(diagnoses) if _diagnosis_fault(d, prefixes[i]) is None]
-    answers = teacher.repair(
-        [problems[i] for i in sound],
-        [prefixes[i] or "" for i in sound],
-        [d for i in sound if (d := diagnoses[i]) is not None],
-    )
-    student.count_written([*traces, *(d.explanation for d in diagnoses if d), *answers])
-    repairs = dict(zip(sound, answers, strict=True))
-    return [
-        _assemble(
-            problems[i], attempts[i], diagnoses[i], prefixes[i], repairs.get(i), traces[i], student, reward, settings
+@dataclass
+class Draft:
+    """What a teacher says of one failed attempt, before it is verified."""
+
+    problem: Problem
+    attempt: str
+    diagnosis: Diagnosis | None
+    prefix: str | None
+    """The attempt before the step that the diagnosis names; None where there is no such step."""
+    new_trace: str | None
+    repair: str | None = None
+
+
+class Critic:
+    """Has a teacher critique failed attempts, and verifies what it says."""
+
+    def __init__(self, teacher: Teacher, student: Student, reward: RewardFn, settings: CritiqueSettings) -> None:
+        self.teacher, self.student, self.reward, self.settings = teacher, student, reward, settings
+
+    def make(self, groups: Sequence[RolloutGroup]) -> list[Critique]:
+        """The verified critique of every picked attempt; one teacher call a kind for all of them."""
+        drafts = self._drafts(groups)
+        sound = [draft for draft in drafts if diagnosis_fault(draft.diagnosis, draft.prefix) is None]
+        if sound:
+            self._ask_for_repairs(sound)
+        return [self.verify(draft) for draft in drafts]
+
+    def recheck(self, record: Critique) -> Critique:
+        """A record that a person may have edited, verified as if a teacher had said it."""
+        return self.verify(
+            Draft(
+                problem=record.problem,
+                attempt=record.attempt,
+                diagnosis=record.diagnosis,
+                prefix=record.prefix if record.attempt.startswith(record.prefix) else None,
+                new_trace=record.new_trace,
+                repair=record.repair,
+            )
         )
-        for i in range(len(pairs))
-    ]
 
+    def verify(self, draft: Draft) -> Critique:
+        """Keeps what passes its check, and notes the fault of the rest."""
+        of_diagnosis = diagnosis_fault(draft.diagnosis, draft.prefix)
+        of_repair = None if of_diagnosis else self._repair_fault(draft)
+        of_trace = self._fault(draft.problem, draft.new_trace) if draft.new_trace else Fault(NO_NEW_TRACE)
+        faults: dict[CritiqueKind, Fault | None] = {
+            "diagnosis": of_diagnosis, "repair": of_repair, "new_trace": of_trace
+        }  # fmt: skip
+        return Critique(
+            problem=draft.problem,
+            attempt=draft.attempt,
+            diagnosis=None if of_diagnosis else draft.diagnosis,
+            prefix=draft.prefix or "",
+            repair=None if of_repair else draft.repair,
+            new_trace=None if of_trace else draft.new_trace,
+            rejected=tuple(replace(fault, part=part) for part, fault in faults.items() if fault),
+        )
 
-def recheck(record: Critique, student: Student, reward: RewardFn, settings: CritiqueSettings) -> Critique:
-    """A record that a person may have edited, verified as if a teacher had said it."""
-    prefix = record.prefix if record.attempt.startswith(record.prefix) else None
-    return _assemble(
-        record.problem, record.attempt, record.diagnosis, prefix, record.repair, record.new_trace, student, reward,
-        settings,
-    )  # fmt: skip
+    def _drafts(self, groups: Sequence[RolloutGroup]) -> list[Draft]:
+        limit = self.settings.attempts_per_problem
+        pairs = [(group.problem, text) for group in groups for text in pick_attempts(group, limit)]
+        if not pairs:
+            return []
+        problems, attempts = [problem for problem, _ in pairs], [text for _, text in pairs]
+        traces = self.teacher.new_trace(problems)
+        diagnoses = self.teacher.locate(problems, attempts)
+        self.student.count_written([*traces, *(diagnosis.explanation for diagnosis in diagnoses if diagnosis)])
+        drafts = []
+        for problem, attempt, diagnosis, trace in zip(problems, attempts, diagnoses, traces, strict=True):
+            prefix = prefix_before(attempt, diagnosis.wrong_step) if diagnosis else None
+            drafts.append(Draft(problem, attempt, diagnosis, prefix, trace))
+        return drafts
 
+    def _ask_for_repairs(self, drafts: Sequence[Draft]) -> None:
+        repairs = self.teacher.repair(
+            [draft.problem for draft in drafts],
+            [draft.prefix or "" for draft in drafts],
+            [draft.diagnosis for draft in drafts if draft.diagnosis is not None],
+        )
+        self.student.count_written(repairs)
+        for draft, repair in zip(drafts, repairs, strict=True):
+            draft.repair = repair
 
-def _diagnosis_fault(diagnosis: Diagnosis | None, prefix: str | None) -> str | None:
-    if diagnosis is None:
-        return "no diagnosis"
-    if diagnosis.verdict == "right":
-        return "the diagnosis calls a wrong answer right"
-    return "the diagnosis names a step that does not exist" if prefix is None else None
+    def _repair_fault(self, draft: Draft) -> Fault | None:
+        if not draft.repair:
+            return Fault(NO_REPAIR)
+        return self._fault(draft.problem, (draft.prefix or "") + draft.repair)
 
-
-def _assemble(
-    problem: Problem,
-    attempt: str,
-    diagnosis: Diagnosis | None,
-    prefix: str | None,
-    repair: str | None,
-    new_trace: str | None,
-    student: Student,
-    reward: RewardFn,
-    settings: CritiqueSettings,
-) -> Critique:
-    """Keeps what passes its check and notes why the rest fell."""
-
-    def fault(text: str) -> str | None:
-        return check_trace(problem, text, len(student.encode_target(text)), settings.max_trace_tokens, reward)
-
-    faults: list[str] = []
-    diagnosis_fault = _diagnosis_fault(diagnosis, prefix)
-    if diagnosis_fault:
-        faults.append(f"diagnosis: {diagnosis_fault}")
-    repair_fault = None if diagnosis_fault else (fault((prefix or "") + repair) if repair else "no repair")
-    if repair_fault:
-        faults.append(f"repair: {repair_fault}")
-    trace_fault = fault(new_trace) if new_trace else "no new trace"
-    if trace_fault:
-        faults.append(f"new_trace: {trace_fault}")
-    return Critique(
-        problem=problem,
-        attempt=attempt,
-        diagnosis=None if diagnosis_fault else diagnosis,
-        prefix=prefix or "",
-        repair=None if repair_fault else repair,
-        new_trace=None if trace_fault else new_trace,
-        rejected=tuple(faults),
-    )
+    def _fault(self, problem: Problem, text: str) -> Fault | None:
+        tokens = len(self.student.encode_target(text))
+        return trace_fault(problem, text, tokens, self.settings.max_trace_tokens, self.reward)
 
 
 def critique_examples(record: Critique, student: Student, kinds: Sequence[CritiqueKind]) -> list[Example]:

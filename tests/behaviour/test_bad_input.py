@@ -126,7 +126,7 @@ def test_the_command_goes_on_without_bad_rows_and_writes_down_each(
     args = [*FIT, "--data.train=pool.jsonl", "--benchmarks=[held=held.jsonl]", "--run_dir=run"]
     assert main(args) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"pool: 1 problems from pool.jsonl, {len(BAD_ROWS) + 1} set aside: " in shown
+    assert f"pool: 1 problems from pool.jsonl, {len(BAD_ROWS) + 1} rejected: " in shown
     assert "benchmark held=held.jsonl: 2 rows are set aside: answer must be a text or a number (1, first held" in shown
     rejects = Run(Path("run"), "").rows("rejects.jsonl")
     *bad_rows, too_long, null, no_room = rejects
@@ -609,7 +609,7 @@ def test_a_step_does_not_go_on_with_a_file_that_was_wrongly_edited(
 @pytest.mark.parametrize(
     ("name", "line", "says"),
     [
-        ("ledger.jsonl", '{"problem_id": "p"}', "LedgerRow: unknown fields [], missing fields ['attempts', "),
+        ("ledger.jsonl", '{"problem_id": "p"}', "Place: unknown fields [], missing fields ['round', "),
         ("ledger.jsonl", "[]", "must be an object, not []"),
         ("harvest.jsonl", '{"place": 1}', "HarvestRow: unknown fields [], missing fields ['group']"),
     ],

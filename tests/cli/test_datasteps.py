@@ -12,7 +12,7 @@ from slmreason.cli import main
 from slmreason.cli.datasteps import bridge_table
 from slmreason.curriculum import Curriculum
 from slmreason.embedded.families import make_problems
-from slmreason.records import BridgeCandidate, BridgeResult, Example, Learnability, Trace
+from slmreason.records import BridgeCandidate, BridgeResult, Example, Fault, Learnability, Trace
 from slmreason.rollout.transformers import HFEngine
 from slmreason.supervision.critique import capped
 from slmreason.teacher.procedural import ProceduralTeacher
@@ -216,10 +216,10 @@ def test_critique_needs_a_harvest(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_the_table_says_under_each_heading_what_it_names() -> None:
     problem = make_problems("chain", "train", 1)[0]
 
-    def candidate(kind: Any, fault: str | None) -> BridgeCandidate:
+    def candidate(kind: Any, fault: Fault | None) -> BridgeCandidate:
         return BridgeCandidate(Trace(problem.id, kind, kind, Learnability(4.0, 0.5, 9)), fault)
 
-    raw, bridged = candidate("teacher", "too long: 9 tokens, the cap is 8"), candidate("bridged", None)
+    raw, bridged = candidate("teacher", Fault("too long", "9 tokens, the cap is 8")), candidate("bridged", None)
     table = bridge_table([BridgeResult(problem, (raw, bridged), bridged.trace)])
     shown = {str(column.header): list(column.cells) for column in table.columns}
     assert shown == {

@@ -150,8 +150,8 @@ def test_evidence_of_a_problem_that_was_set_aside_is_not_used(tmp_path: Path) ->
     data, all_of_it = data_module(source, evidence=evidence), data_module(source, False, evidence)
     data.load(len, benchmark)
     all_of_it.load(len, benchmark)
-    assert [row["problem_id"] for row in data.evidence_rows] == ids[:1]
-    assert [row["problem_id"] for row in all_of_it.evidence_rows] == ids
+    assert [row.problem_id for row in data.given_evidence] == ids[:1]
+    assert [row.problem_id for row in all_of_it.given_evidence] == ids
 
 
 def test_a_pool_that_is_a_benchmark_is_refused(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_the_command_counts_what_it_sets_aside_and_writes_it_down(
     args = ["fit", *QUICK, "--data.train=pool.jsonl", "--benchmarks=[held=held.jsonl]"]
     assert main([*args, "--run_dir=run"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "pool: 2 problems from pool.jsonl, 2 set aside: contamination (1, first pool.jsonl, line 1); " in shown
+    assert "pool: 2 problems from pool.jsonl, 2 rejected: contamination (1, first pool.jsonl, line 1); " in shown
     assert "contamination but for spelling (1, first pool.jsonl, line 2)" in shown
     assert [(row["where"], row["reason"]) for row in Run(Path("run"), "").rows("rejects.jsonl")] == [
         ("pool.jsonl, line 1", "contamination: stands in benchmark held, as held-000000"),
@@ -178,7 +178,7 @@ def test_the_command_counts_what_it_sets_aside_and_writes_it_down(
     assert main([*args, "--run_dir=kept", "--data.decontaminate=false"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "2 of 4 training problems stand in a benchmark too and are kept (data.decontaminate)" in shown
-    assert "pool: 4 problems from pool.jsonl, 0 set aside" in shown
+    assert "pool: 4 problems from pool.jsonl, 0 rejected" in shown
     assert Run(Path("kept"), "").rows("rejects.jsonl") == []
 
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from slmreason.cli import main
 from slmreason.data.datamodule import ReasoningDataModule
-from slmreason.data.evidence import as_ledger_rows, evidence_row, matched_evidence
+from slmreason.data.evidence import matched_evidence, of_pool, readable_row
 from slmreason.data.identity import check_pool, given_critiques, given_traces, pool_text
 from slmreason.data.recorded import read_recorded
 from slmreason.data.sources import load_problems
 from slmreason.data.strata import Bands
-from slmreason.records import BridgeResult, Critique, Problem, Rollout, RolloutGroup, Trace, to_json
+from slmreason.records import BridgeResult, Critique, Evidence, Problem, Rollout, RolloutGroup, Trace, to_json
 from tests.runs import SMALL
 
 FIT = [*SMALL, "--curriculum.stages=[sft]", "--curriculum.probe.attempts=1", "--sft.epochs=1", "--benchmarks=[]",
@@ -44,6 +44,10 @@ def group(problem: Problem, right: int = 0) -> RolloutGroup:
     return RolloutGroup(problem, tuple(rollouts))
 
 
+def row_of(rollouts: RolloutGroup) -> dict[str, Any]:
+    return readable_row(Evidence.of(rollouts), rollouts.problem, Bands())
+
+
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     return path
@@ -61,16 +65,16 @@ def test_evidence_stays_with_its_problem_when_a_file_is_cut_sorted_and_moved(dat
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         measured = load_problems(pool(folder / "a.jsonl", before)).problems
-        rows = [evidence_row(group(problem, number_of(problem) % 3), Bands()) for problem in measured]
+        rows = [row_of(group(problem, number_of(problem) % 3)) for problem in measured]
         evidence = write(folder / "bands.jsonl", rows)
         source = pool(folder / "b.jsonl", after)
         problems = load_problems(f"other={source}").problems
         matched = matched_evidence(evidence, problems)
     by_id = {problem.id: problem for problem in problems}
-    found = {row["problem_id"]: row for row in as_ledger_rows(matched)}
+    found = {evidence.problem_id: evidence for evidence in of_pool(matched)}
     assert set(found) == {problem.id for problem in problems if number_of(problem) in before}
     for identifier, evidence_of_it in found.items():
-        assert evidence_of_it["successes"] == number_of(by_id[identifier]) % 3
+        assert evidence_of_it.successes == number_of(by_id[identifier]) % 3
     assert len(matched.rejects) == sum(number not in after for number in before)
 
 
@@ -91,7 +95,7 @@ def test_how_many_lines_match_is_said_and_the_others_are_rejected(
     tmp_path: Path, said: pytest.LogCaptureFixture
 ) -> None:
     measured = load_problems(pool(tmp_path / "a.jsonl", [1, 2, 3])).problems
-    evidence = write(tmp_path / "bands.jsonl", [evidence_row(group(problem, 1), Bands()) for problem in measured])
+    evidence = write(tmp_path / "bands.jsonl", [row_of(group(problem, 1)) for problem in measured])
     data = module(pool(tmp_path / "a.jsonl", [2, 3, 4]), evidence)
     data.load(len, {})
     assert "2 of 3 lines match, 2 of 3 problems have one; 1 are rejected: not in data.train" in said.text
@@ -101,7 +105,7 @@ def test_how_many_lines_match_is_said_and_the_others_are_rejected(
 
 def test_a_gold_that_was_corrected_is_another_problem(tmp_path: Path) -> None:
     [problem] = load_problems(pool(tmp_path / "a.jsonl", [1])).problems
-    evidence = write(tmp_path / "bands.jsonl", [evidence_row(group(problem, 1), Bands())])
+    evidence = write(tmp_path / "bands.jsonl", [row_of(group(problem, 1))])
     Path(tmp_path / "a.jsonl").write_text(json.dumps({"question": "What is 1 + 1?", "answer": "3"}) + "\n")
     with pytest.raises(ValueError, match=r"data.evidence: .*bands.jsonl: none of its 1 lines is about a problem"):
         module(str(tmp_path / "a.jsonl"), evidence).load(len, {})
@@ -119,7 +123,7 @@ def test_evidence_of_an_earlier_version_is_matched_by_its_question_and_answer(tm
     old = {"problem_id": "elsewhere-000007", "attempts": 4, "successes": 2, "question": "What is 2 + 2?", "answer": "4"}
     data = module(source, write(tmp_path / "bands.jsonl", [old]))
     data.load(len, {})
-    assert [found["problem_id"] for found in data.evidence_rows] == [f"{source}-000001"]
+    assert [found.problem_id for found in data.given_evidence] == [f"{source}-000001"]
 
 
 def test_an_embedded_problem_is_known_by_its_id(tmp_path: Path) -> None:
@@ -128,7 +132,7 @@ def test_an_embedded_problem_is_known_by_its_id(tmp_path: Path) -> None:
     evidence = write(tmp_path / "bands.jsonl", [{"problem_id": first, "attempts": 4, "successes": 2}])
     data = module(source, evidence)
     data.load(len, {})
-    assert [found["problem_id"] for found in data.evidence_rows] == [first]
+    assert [found.problem_id for found in data.given_evidence] == [first]
 
 
 def test_the_ledger_of_a_run_is_evidence_by_the_pool_that_lies_beside_it(tmp_path: Path) -> None:
@@ -139,7 +143,7 @@ def test_the_ledger_of_a_run_is_evidence_by_the_pool_that_lies_beside_it(tmp_pat
     evidence = write(tmp_path / "run" / "ledger.jsonl", ledger)
     data = module(pool(tmp_path / "a.jsonl", [3, 2]), evidence)
     data.load(len, {})
-    assert {found["problem_id"][-1]: found["successes"] for found in data.evidence_rows} == {"0": 3, "1": 2}
+    assert {found.problem_id[-1]: found.successes for found in data.given_evidence} == {"0": 3, "1": 2}
 
 
 def test_traces_and_critiques_go_to_the_problem_that_they_are_about(

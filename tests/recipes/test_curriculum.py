@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from slmreason.cli import commands, main
 from slmreason.curriculum import Curriculum
-from slmreason.curriculum.resume import StageReport
+from slmreason.curriculum.state import StageReport
 from slmreason.records import Critique, RolloutGroup, from_json
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
 from slmreason.student.packing import collate, plan_batches
-from slmreason.supervision.critique import CritiqueSettings, critique, critique_examples
+from slmreason.supervision.critique import Critic, CritiqueSettings, critique_examples
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.verify.rewards import AnswerReward
 from tests.modules.test_modules import QUIET, Prompts
@@ -74,7 +74,7 @@ def test_cft_lowers_the_loss_on_held_out_critiques(student: Student) -> None:
     pool = make_problems("chain", "train", 120, (4, 5, 6))
     groups = collect(student, HFEngine(), reward, pool, 4, Sampling(80, seed=2))
     failed: list[RolloutGroup] = [group for group in groups if group.all_zero]
-    records = critique(failed, teacher, student, reward, settings)
+    records = Critic(teacher, student, reward, settings).make(failed)
     examples = [e for record in records for e in critique_examples(record, student, settings.kinds)]
     ids = sorted({e.problem_id for e in examples})
     held_out_ids = set(ids[::4])

@@ -14,7 +14,7 @@ from slmreason.records import Trace
 from slmreason.rollout.engine import PromptLimit, Sampling, prompt_limit
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
-from slmreason.supervision.bridge import BridgeSettings, bridge
+from slmreason.supervision.bridge import Bridge, BridgeSettings
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.verify.rewards import AnswerReward
 from tests.runs import ONE, SMALL, Run
@@ -96,12 +96,11 @@ def test_the_tighter_of_two_limits_on_prompts_is_named(mixed: tuple[Path, int], 
 def test_a_hand_over_that_leaves_no_room_is_not_tried_and_counted(
     student: Student, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slmreason.supervision.bridge.log.parent.propagate", True)
+    monkeypatch.setattr("slmreason.supervision.handover.log.parent.propagate", True)
     problems = make_problems("chain", "train", 12, (2, 5))
     settings = BridgeSettings(max_trace_tokens=400)
-    results = bridge(
-        problems, student, ShortEngine(), ProceduralTeacher(), AnswerReward(), settings, Sampling(40, temperature=0.0)
-    )
+    bridge = Bridge(student, ShortEngine(), ProceduralTeacher(), AnswerReward(), settings)
+    results = bridge.make(problems, Sampling(40, temperature=0.0))
     handed = [c.trace for result in results for c in result.candidates if c.trace.provenance == "handover"]
     assert all(isinstance(trace, Trace) for trace in handed)
     assert "hand-overs are not tried, the teacher's steps are too long: rollout.max_tokens = 96" in caplog.text

@@ -17,7 +17,8 @@ import torch
 from lightning.pytorch.loops.progress import _Progress
 from safetensors import safe_open
 
-from slmreason.curriculum.resume import RunState, checkpoints, next_checkpoint, prune
+from slmreason.curriculum.resume import checkpoints, next_checkpoint, prune
+from slmreason.curriculum.state import RunState
 from slmreason.records import Critique, Reject, Tokens
 from slmreason.run.files import append_records, write_folder, write_text
 from slmreason.run.journal import Journal

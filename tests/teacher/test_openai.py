@@ -22,12 +22,12 @@ from slmreason.cli import main
 from slmreason.cli.config import build_parser, parse
 from slmreason.cli.runs import program
 from slmreason.embedded.families import make_problems, rebuild
-from slmreason.records import Exemplar, Problem, Rollout, RolloutGroup
+from slmreason.records import Exemplar, Fault, Problem, Rollout, RolloutGroup
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
-from slmreason.supervision.bridge import BridgeSettings, bridge
-from slmreason.supervision.critique import CritiqueSettings, critique
+from slmreason.supervision.bridge import Bridge, BridgeSettings, Material
+from slmreason.supervision.critique import Critic, CritiqueSettings
 from slmreason.teacher.openai import PATIENCE, APITeacher
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.teacher.prompted import Answer, TeacherError
@@ -583,15 +583,13 @@ def test_the_bridge_refuses_wrong_answers_and_counts_them(make: Make, student: S
     exemplars = [Exemplar(p, text or "") for p, text in zip(known, TRUTH.new_trace(known), strict=True)]
     with ScriptedServer(true_brain(PROBLEMS), ("wrong", "500", "malformed"), rate=0.4, retry_after="0.01") as server:
         teacher = make(server)
-        results = bridge(
-            problems, student, HFEngine(), teacher, AnswerReward(), BridgeSettings(max_trace_tokens=400),
-            Sampling(60, temperature=0.0), exemplars,
-        )  # fmt: skip
+        bridge = Bridge(student, HFEngine(), teacher, AnswerReward(), BridgeSettings(max_trace_tokens=400))
+        results = bridge.make(problems, Sampling(60, temperature=0.0), Material(exemplars))
         wrong = sum(fates[-1] == "wrong" for fates in server.fates.values())
     candidates = [c for result in results for c in result.candidates if c.trace.provenance in ("teacher", "bridged")]
-    fallen = [c for c in candidates if c.rejected]
-    assert len(fallen) == wrong > 3
-    assert {c.rejected for c in fallen} == {"final answer does not verify"}
+    faults = [candidate.rejected for candidate in candidates if candidate.rejected]
+    assert len(faults) == wrong > 3
+    assert set(faults) == {Fault("final answer does not verify")}
     assert {c.trace.provenance for c in candidates} == {"teacher", "bridged"}
     for problem, result in zip(problems, results, strict=True):
         assert result.problem == problem
@@ -613,14 +611,14 @@ def test_critiques_are_made_of_what_the_checks_let_through(make: Make, student: 
     ]  # fmt: skip
     with ScriptedServer(true_brain(PROBLEMS), ("wrong", "cut", "malformed", "empty")) as server:
         teacher = make(server)
-        records = critique(groups, teacher, student, AnswerReward(), CritiqueSettings())
+        records = Critic(teacher, student, AnswerReward(), CritiqueSettings()).make(groups)
         assert server.counts
     rejects = teacher.drain_rejects()
     faults = [fault for record in records for fault in record.rejected]
     assert [record.problem for record in records] == problems
-    assert sum("no diagnosis" in fault for fault in faults) == sum(r.where == "teacher locate" for r in rejects)
-    assert sum("no new trace" in fault for fault in faults) == sum(r.where == "teacher new_trace" for r in rejects)
-    assert any("final answer does not verify" in fault for fault in faults)
+    assert sum(fault.kind == "no diagnosis" for fault in faults) == sum(r.where == "teacher locate" for r in rejects)
+    assert sum(fault.kind == "no new trace" for fault in faults) == sum(r.where == "teacher new_trace" for r in rejects)
+    assert any(fault.kind == "final answer does not verify" for fault in faults)
     for record in records:
         for kind in record.kinds:
             if kind == "diagnosis":

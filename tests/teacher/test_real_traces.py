@@ -18,7 +18,7 @@ from slmreason.data.files import local_rows
 from slmreason.data.sources import as_set, load_problems
 from slmreason.records import Diagnosis, Problem, Rollout, RolloutGroup
 from slmreason.student import Student
-from slmreason.supervision.critique import CritiqueSettings, critique
+from slmreason.supervision.critique import Critic, CritiqueSettings
 from slmreason.teacher.dataset import TraceTeacher, tidy_trace, without_thoughts
 from slmreason.teacher.rules import first_false_step
 from slmreason.verify.answers import as_number, final_answer, is_correct
@@ -237,7 +237,7 @@ def failed_group(number: int, row: dict[str, Any]) -> RolloutGroup:
     return RolloutGroup(problem, (rollout,))
 
 
-def test_critiques_by_people_pass_or_fall_with_a_reason(real_data: Path, student: Student) -> None:
+def test_critiques_by_people_pass_or_are_rejected_with_a_fault(real_data: Path, student: Student) -> None:
     rows = rows_of(real_data / "mr_gsm8k" / "critiques.jsonl.gz")
     groups = [failed_group(number, row) for number, row in enumerate(rows)]
     # Others have `Let's think step by step.` for a gold answer.
@@ -245,11 +245,12 @@ def test_critiques_by_people_pass_or_fall_with_a_reason(real_data: Path, student
     # Of these, 23 attempts have the right answer by a wrong way: nothing that a harvest would hold.
     wrong = [group for group in usable if group.all_zero]
     assert (len(groups), len(usable), len(wrong)) == (851, 761, 738)
-    records = critique(wrong, Person(rows), student, AnswerReward(), CritiqueSettings(max_trace_tokens=4096))
+    critic = Critic(Person(rows), student, AnswerReward(), CritiqueSettings(max_trace_tokens=4096))
+    records = critic.make(wrong)
     assert [record.problem.id for record in records] == [group.problem.id for group in wrong]
     kinds = Counter(kind for record in records for kind in record.kinds)
     assert kinds == {"diagnosis": 738, "new_trace": 722, "repair": 605}
-    assert Counter(fault for record in records for fault in record.rejected) == {
+    assert Counter(str(fault) for record in records for fault in record.rejected) == {
         "repair: no repair": 129,  # the gold solution has fewer lines than the attempt has steps before the error
         "repair: false equation: 900 - 100 = $8": 2,  # an attempt's own slips, before the error that people saw
         "repair: false equation: 74 - 5 = 70 inches": 1,

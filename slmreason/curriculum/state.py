@@ -1,0 +1,147 @@
+"""What a run needs to know to go on, and what became of each of its stages."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from slmreason.evaluate.benchmarks import Score
+from slmreason.records import Band, Critique, Place, Tokens, from_json, to_json
+from slmreason.student import Student
+
+
+@dataclass
+class StageReport:
+    """What became of one stage."""
+
+    place: Place
+    outcome: str
+    """`done`, or why it was skipped."""
+    seconds: float
+    rows: int
+    scores: list[Score]
+    tokens: Tokens = field(default_factory=Tokens)
+    """What the run had cost when the stage ended."""
+    benchmark_seconds: float = 0.0
+    """What the benchmarks after the stage took."""
+    benchmark_tokens: int = 0
+    """Tokens that the student answered them with."""
+
+    def describe(self, tokens: int) -> str:
+        """The line that says what the stage came to.
+
+        Args:
+            tokens: that it cost.
+        """
+        said = [f"{self.place.label}: {self.outcome}"]
+        if self.place.stage != "base":
+            said.append(f"{self.seconds:.0f} s, {tokens} tokens")
+        if self.scores:
+            said.append(" ".join(f"{score.benchmark} {100 * score.value:.1f}" for score in self.scores))
+            said.append(f"benchmarks {self.benchmark_seconds:.0f} s, {self.benchmark_tokens} tokens")
+        return " | ".join(said)
+
+    def as_summary(self) -> dict[str, Any]:
+        """Its entry in summary.json."""
+        return {
+            "stage": self.place.label,
+            "outcome": self.outcome,
+            "seconds": round(self.seconds, 1),
+            "rows": self.rows,
+            "tokens": asdict(self.tokens),
+            "scores": [asdict(score) for score in self.scores],
+            "benchmark_seconds": round(self.benchmark_seconds, 1),
+            "benchmark_tokens": self.benchmark_tokens,
+        }
+
+
+@dataclass
+class RunState:
+    """What the run needs to know to go on, beside the student's weights and the files of the run."""
+
+    reports: list[StageReport] = field(default_factory=list)
+    policy_version: int = 0
+    last_grpo_began: int | None = None
+    """Policy version at which the newest GRPO fit began."""
+    elapsed: float = 0.0
+    """Seconds that the run has taken, over all its processes in time."""
+    critiques: list[Critique] = field(default_factory=list)
+    bands: dict[str, Band] = field(default_factory=dict)
+    """Band of each problem at the newest stratification."""
+    evaluate: bool = False
+    """The benchmarks after the newest stage have not been run yet."""
+    within: Place | None = None
+    """The fit that a checkpoint lies in; None after a stage."""
+    stage_seconds: float = 0.0
+    """How long that fit has taken."""
+    stage_rows: int = 0
+    """Rows that it began with."""
+    tokens: Tokens = field(default_factory=Tokens)
+    """What the run has cost."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """How long each growing file was: bytes of a .jsonl, rows of a .csv."""
+
+    def report(self, place: Place, outcome: str, tokens: Tokens, seconds: float = 0.0, rows: int = 0) -> None:
+        """Adds what became of a stage.
+
+        Args:
+            tokens: what the run has cost by now.
+        """
+        self.reports.append(StageReport(place, outcome, seconds, rows, scores=[], tokens=replace(tokens)))
+
+    def between_stages(self, student: Student, bands: dict[str, Band], seconds: float) -> RunState:
+        """The state as it stands now, in no fit.
+
+        Args:
+            seconds: that the run has taken.
+        """
+        return replace(
+            self,
+            policy_version=student.policy_version,
+            elapsed=seconds,
+            bands=bands,
+            within=None,
+            stage_seconds=0.0,
+            stage_rows=0,
+            tokens=replace(student.tokens),
+        )
+
+    def as_tree(self) -> dict[str, Any]:
+        return {**asdict(self), "critiques": [to_json(record) for record in self.critiques]}
+
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> RunState:
+        state = cls(**tree)
+        state.reports = [
+            StageReport(**{
+                **report,
+                "place": Place(**report["place"]),
+                "scores": [Score(**score) for score in report["scores"]],
+                "tokens": Tokens(**report["tokens"]),
+            })
+            for report in tree["reports"]
+        ]  # fmt: skip
+        state.tokens = Tokens(**tree["tokens"])
+        state.critiques = [from_json(Critique, record) for record in tree["critiques"]]
+        state.within = Place(**tree["within"]) if tree["within"] else None
+        return state
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A fit that goes on in its middle."""
+
+    checkpoint: Path
+    place: Place
+    """With the epoch that it goes on in."""
+    seconds: float
+    """That it has taken so far."""
+    rows: int
+    """That it began with."""
+
+    @classmethod
+    def of(cls, checkpoint: Path, state: RunState) -> Resumed:
+        """What a checkpoint within a fit says of it."""
+        assert state.within is not None
+        return cls(checkpoint, place=state.within, seconds=state.stage_seconds, rows=state.stage_rows)

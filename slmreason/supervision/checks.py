@@ -1,0 +1,47 @@
+"""The checks that a text passes before a student is trained on it, and what each fault is called."""
+
+from __future__ import annotations
+
+from slmreason.records import Diagnosis, Fault, Problem
+from slmreason.verify.equations import false_equations
+from slmreason.verify.rewards import RewardFn
+from slmreason.verify.verdicts import verdict_on
+
+TOO_LONG = "too long"
+WRONG_ANSWER = "final answer does not verify"
+FALSE_EQUATION = "false equation"
+NOT_USABLE = "the dataset's solution cannot be used"
+BY_HEART = "known by heart"
+NO_DIAGNOSIS = "no diagnosis"
+CALLED_RIGHT = "the diagnosis calls a wrong answer right"
+NO_SUCH_STEP = "the diagnosis names a step that does not exist"
+NO_REPAIR = "no repair"
+NO_NEW_TRACE = "no new trace"
+
+
+def trace_fault(problem: Problem, text: str, num_tokens: int, max_tokens: int, reward: RewardFn) -> Fault | None:
+    """Why a worked solution may not be trained on; None when it may.
+
+    Args:
+        num_tokens: of the text as a target of the student.
+        max_tokens: a longer text is rejected.
+    """
+    if num_tokens > max_tokens:
+        return Fault(TOO_LONG, f"{num_tokens} tokens, the cap is {max_tokens}")
+    if not verdict_on(reward, problem, text).correct:
+        return Fault(WRONG_ANSWER)
+    wrong = false_equations(text)
+    return Fault(FALSE_EQUATION, wrong[0]) if wrong else None
+
+
+def diagnosis_fault(diagnosis: Diagnosis | None, prefix: str | None) -> Fault | None:
+    """Why a diagnosis may not be trained on; None when it may.
+
+    Args:
+        prefix: the attempt before the step that the diagnosis names; None when there is no such step.
+    """
+    if diagnosis is None:
+        return Fault(NO_DIAGNOSIS)
+    if diagnosis.verdict == "right":
+        return Fault(CALLED_RIGHT)
+    return Fault(NO_SUCH_STEP) if prefix is None else None
