@@ -18,9 +18,6 @@ from slmreason.teacher.dataset import TraceTeacher
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.verify.answers import is_correct
 from slmreason.verify.rewards import AnswerReward
-
-TEACHER, REWARD = ProceduralTeacher(), AnswerReward()
-
 from tests.supervision.solutions import spoiled, true_solution
 
 TEACHER, REWARD = ProceduralTeacher(), AnswerReward()

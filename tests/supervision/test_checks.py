@@ -11,9 +11,6 @@ from slmreason.supervision.checks import trace_fault
 from slmreason.supervision.learnability import score_traces
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.verify.rewards import AnswerReward
-
-TEACHER, REWARD = ProceduralTeacher(), AnswerReward()
-
 from tests.supervision.solutions import true_solution
 
 TEACHER, REWARD = ProceduralTeacher(), AnswerReward()

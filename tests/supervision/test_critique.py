@@ -13,9 +13,6 @@ from slmreason.supervision.critique import Critic, CritiqueSettings, critique_ex
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.verify.answers import is_correct
 from slmreason.verify.rewards import AnswerReward
-
-TEACHER, REWARD = ProceduralTeacher(), AnswerReward()
-
 from tests.supervision.solutions import spoiled
 
 TEACHER, REWARD = ProceduralTeacher(), AnswerReward()

@@ -11,9 +11,6 @@ from slmreason.teacher.procedural import ProceduralTeacher, first_wrong_step
 from slmreason.verify.answers import is_correct
 from slmreason.verify.equations import false_equations
 from slmreason.verify.rewards import AnswerReward
-
-TEACHER, REWARD = ProceduralTeacher(), AnswerReward()
-
 from tests.supervision.solutions import spoiled, true_solution
 
 TEACHER, REWARD = ProceduralTeacher(), AnswerReward()
