@@ -1,4 +1,4 @@
-"""Mistakes of the user, in words: what is wrong and the nearest keys that exist; never a value, which may be a secret."""
+"""Mistakes of the user, in words: what is wrong and the nearest keys; never a value, which may be a secret."""
 
 from __future__ import annotations
 

@@ -16,10 +16,15 @@ def test_a_command_is_found_by_its_name_and_its_help_is_the_listed_line(name: st
 
 
 OPTIONS = {
-    "fit": {"resume"}, "test": {"out"}, "compare": {"arms", "seeds", "jobs", "out"},
-    "report": {"run", "out", "examples"}, "export": {"run", "out", "form", "dtype"}, "stratify": {"recorded", "out", "dry_run"}, "bridge": {"out", "dry_run"},
+    "fit": {"resume"},
+    "test": {"out"},
+    "compare": {"arms", "seeds", "jobs", "out"},
+    "report": {"run", "out", "examples"},
+    "export": {"run", "out", "form", "dtype"},
+    "stratify": {"recorded", "out", "dry_run"},
+    "bridge": {"out", "dry_run"},
     "critique": {"harvest", "out", "dry_run"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
