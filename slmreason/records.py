@@ -120,7 +120,7 @@ class Place:
     @property
     def label(self) -> str:
         """What a person reads: `base`, `round 1 sft`."""
-        return "base" if self.stage == "base" else f"round {self.round} {self.stage}"
+        return f"round {self.round} {self.stage}" if self.round else self.stage
 
     @property
     def folder(self) -> str:

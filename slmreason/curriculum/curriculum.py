@@ -91,7 +91,7 @@ class Curriculum:
             lines=None if self.console.is_terminal else self.work.pace,
         )
         accumulate = flags.get("accumulate_grad_batches") or 1
-        self.stages = make_stages(parts, settings, self.prober, self.teacher, self.files, accumulate)
+        self.stages = make_stages(parts, settings, self.prober, self.teacher, self.files, self.journal, accumulate)
 
     @property
     def reports(self) -> list[StageReport]:

@@ -91,7 +91,7 @@ class Prober:
                 student.tokens.sampled += sum(group.num_tokens for group in groups)
                 return [Evidence.of(group) for group in groups]
 
-            found = self.work.longest_first(key, problems, make, Evidence, attempts, watch)
+            found = self.work.in_batches(key, problems, make, Evidence, attempts, watch)
         self.data.ledger.take(found, place)
         right = sum(evidence.successes for evidence in found)
         sampled = sum(evidence.attempts for evidence in found)

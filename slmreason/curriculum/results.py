@@ -11,9 +11,9 @@ from rich.console import Console
 from slmreason.curriculum.scorer import Scorer
 from slmreason.curriculum.settings import CurriculumSettings
 from slmreason.curriculum.state import RunState, StageReport
-from slmreason.evaluate.benchmarks import Score, scores_table
+from slmreason.evaluate.benchmarks import Score
 from slmreason.records import Place
-from slmreason.report.terminal import print_tables
+from slmreason.report.terminal import print_tables, scores_table
 from slmreason.run.files import write_text
 from slmreason.run.folder import RunFolder
 from slmreason.runtime.redact import shown

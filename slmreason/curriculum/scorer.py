@@ -41,7 +41,7 @@ class Scorer:
         with self.work.watching(key, self.completions, settings.max_new_tokens) as watch:
 
             def in_parts(problems: Sequence[Problem], sample: Sample) -> list[RolloutGroup]:
-                groups = self.work.longest_first(key, problems, sample, RolloutGroup, settings.samples, watch)
+                groups = self.work.in_batches(key, problems, sample, RolloutGroup, settings.samples, watch)
                 report.benchmark_tokens = sum(group.num_tokens for group in groups)
                 return groups
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,22 @@ from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique, Example, Place, Problem, from_json
 from slmreason.run.files import append_records, read_lines, read_records, write_records
 from slmreason.run.folder import RunFolder
+from slmreason.run.journal import Journal
 from slmreason.supervision.bridge import Bridge
 from slmreason.supervision.critique import Critic
 from slmreason.teacher.base import Teacher
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every stage of a run works with."""
+
+    prober: Prober
+    traces: TraceMaker
+    files: RunFolder
+    journal: Journal
 
 
 class Stage(ABC):
@@ -38,9 +50,10 @@ class Stage(ABC):
     reason: str
     """Why it is skipped where its set is empty."""
 
-    def __init__(self, module: StudentModule, prober: Prober, traces: TraceMaker, files: RunFolder) -> None:
-        self.module, self.prober, self.traces, self.files = module, prober, traces, files
-        self.student, self.data = module.student, prober.data
+    def __init__(self, module: StudentModule, tools: Tools) -> None:
+        self.module, self.tools = module, tools
+        self.prober, self.traces, self.files = tools.prober, tools.traces, tools.files
+        self.student, self.data = module.student, tools.prober.data
 
     @abstractmethod
     def prepare(self, place: Place, run: RunState) -> StageSet | None:
@@ -77,7 +90,7 @@ class Stage(ABC):
 
     def write_rejects(self, place: Place) -> None:
         """What teacher and verifier rejected since the last call."""
-        if rejects := self.prober.work.journal.take_rejects():
+        if rejects := self.tools.journal.take_rejects():
             append_records(self.files.stage(place).rejects, rejects)
 
     def began(self, run: RunState) -> None:  # noqa: B027 - most stages have nothing to note
@@ -116,9 +129,7 @@ class SFTStage(Stage):
     def __init__(
         self,
         module: SFTModule,
-        prober: Prober,
-        traces: TraceMaker,
-        files: RunFolder,
+        tools: Tools,
         mixes_critiques: bool,
         makes_critiques: bool,
     ) -> None:
@@ -127,7 +138,7 @@ class SFTStage(Stage):
             mixes_critiques: the critiques of the round before are trained on too.
             makes_critiques: no CFT stage has made them.
         """
-        super().__init__(module, prober, traces, files)
+        super().__init__(module, tools)
         self.mixes_critiques, self.makes_critiques = mixes_critiques, makes_critiques
         self._set: AcquisitionStage | None = None
         self._written = 0
@@ -182,14 +193,12 @@ class GRPOStage(Stage):
 
     reason = "the Consolidation Set is empty: no problem short of mastery had a right rollout"
 
-    def __init__(
-        self, module: GRPOModule, prober: Prober, traces: TraceMaker, files: RunFolder, accumulate: int
-    ) -> None:
+    def __init__(self, module: GRPOModule, tools: Tools, accumulate: int) -> None:
         """
         Args:
             accumulate: trainer.accumulate_grad_batches, which makes a step so many times larger.
         """
-        super().__init__(module, prober, traces, files)
+        super().__init__(module, tools)
         self.prompts_per_step = module.prompts_per_step * accumulate
 
     def prepare(self, place: Place, run: RunState) -> StageSet:
@@ -218,19 +227,12 @@ class CFTStage(Stage):
 
     reason = "no all-zero group was harvested in this round"
 
-    def __init__(
-        self,
-        module: CFTModule,
-        prober: Prober,
-        traces: TraceMaker,
-        files: RunFolder,
-        given: Sequence[Critique],
-    ) -> None:
+    def __init__(self, module: CFTModule, tools: Tools, given: Sequence[Critique]) -> None:
         """
         Args:
             given: of `slmreason critique`; the first CFT trains on them too.
         """
-        super().__init__(module, prober, traces, files)
+        super().__init__(module, tools)
         self.given = list(given)
 
     def prepare(self, place: Place, run: RunState) -> StageSet | None:
@@ -273,21 +275,24 @@ def make_stages(
     prober: Prober,
     teacher: Teacher,
     files: RunFolder,
+    journal: Journal,
     accumulate: int,
 ) -> dict[str, Stage]:
     """The stages of a run by name.
 
     Args:
         teacher: `parts.teacher`, as it is asked by several processes.
+        journal: that has what is rejected.
         accumulate: trainer.accumulate_grad_batches.
     """
     bridge = Bridge(parts.student, parts.engine, teacher, parts.reward, parts.bridge, parts.data.token_budget)
     critic = Critic(teacher, parts.student, parts.reward, parts.critique)
     traces = TraceMaker(prober.work, parts.data, parts.grpo, bridge, critic, parts.given_traces)
+    tools = Tools(prober, traces, files, journal)
     makes_critiques = "cft" not in settings.stages
     given = [critic.recheck(record) for record in parts.given_critiques]
     return {
-        "sft": SFTStage(parts.sft, prober, traces, files, settings.mix_critiques, makes_critiques),
-        "grpo": GRPOStage(parts.grpo, prober, traces, files, accumulate),
-        "cft": CFTStage(parts.cft, prober, traces, files, given),
+        "sft": SFTStage(parts.sft, tools, settings.mix_critiques, makes_critiques),
+        "grpo": GRPOStage(parts.grpo, tools, accumulate),
+        "cft": CFTStage(parts.cft, tools, given),
     }

@@ -69,7 +69,7 @@ class TraceMaker:
             def make(chunk: list[Problem]) -> list[BridgeResult]:
                 return self._make(place, chunk, bridge, critiques, watch)
 
-            return self.work.journal.chunks(
+            return self.work.notes.chunks(
                 key, problems, make, BridgeResult, size=self.work.at_a_time(1), noted=watch.skip
             )
 
@@ -78,7 +78,7 @@ class TraceMaker:
         ids = stable_seed(*(group.problem.id for group in groups))
         key = f"critique {ids} policy {self.work.student.policy_version}"
         size = self.work.chunk_or(CRITIQUED_AT_A_TIME)
-        return self.work.journal.chunks(key, groups, self.critic.make, Critique, size=size)
+        return self.work.notes.chunks(key, groups, self.critic.make, Critique, size=size)
 
     def _make(
         self,

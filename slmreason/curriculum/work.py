@@ -11,7 +11,7 @@ from rich.console import Console
 from slmreason.curriculum.settings import CheckpointSettings
 from slmreason.records import Problem
 from slmreason.rollout.engine import RolloutEngine
-from slmreason.run.journal import Journal
+from slmreason.run.journal import Notes
 from slmreason.run.progress import Pace, Watch, watching
 from slmreason.runtime.distributed import world_size
 from slmreason.student import Student
@@ -26,16 +26,19 @@ class Work:
         self,
         student: Student,
         engine: RolloutEngine,
-        journal: Journal,
+        notes: Notes,
         settings: CheckpointSettings,
         console: Console,
         bar: bool = True,
+        longest_first: bool = True,
     ) -> None:
         """
         Args:
             bar: shown where the console is a terminal.
+            longest_first: prompts of one length stand together, as the engine would sort all of them.
         """
-        self.student, self.engine, self.journal = student, engine, journal
+        self.student, self.engine, self.notes = student, engine, notes
+        self.longest_first = longest_first
         self.pace = Pace()
         self._chunk, self._console, self._bar = settings.chunk, console, bar
 
@@ -53,7 +56,7 @@ class Work:
         self.pace.ahead = max(0, self.pace.ahead - completions)  # what is said of the rest is without this
         return watching(label, completions, max_new_tokens, self._console, self.pace, self._bar)
 
-    def longest_first(
+    def in_batches(
         self,
         key: str,
         problems: Sequence[Problem],
@@ -64,16 +67,16 @@ class Work:
     ) -> list[T]:
         """What `make` gives for each problem, in their order; made and noted a batch of the rollout engine at a time.
 
-        Prompts of one length stand together, as the engine would sort all of them.
-
         Args:
-            key: names the work in the journal.
+            key: names the work.
             cls: of the results: a record, or `dict`.
             completions: of a problem.
         """
-        lengths = [self.student.prompt_length(problem.question) for problem in problems]
-        order = sorted(range(len(problems)), key=lambda index: (-lengths[index], index))
-        made = self.journal.chunks(
+        order = list(range(len(problems)))
+        if self.longest_first:
+            lengths = [self.student.prompt_length(problem.question) for problem in problems]
+            order.sort(key=lambda index: -lengths[index])  # a stable sort: those of one length keep their order
+        made = self.notes.chunks(
             key, [problems[index] for index in order], make, cls, self.at_a_time(completions),
             lambda count: watch.skip(count * completions),
         )  # fmt: skip

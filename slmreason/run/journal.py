@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from slmreason.records import Reject, Tokens, from_json, to_json
 from slmreason.run.files import append_records, read_lines
@@ -16,8 +16,47 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class Notes(Protocol):
+    """Where the results of long work are noted, chunk by chunk; what is noted already is not done again."""
+
+    def chunks(
+        self,
+        key: str,
+        items: Sequence[T],
+        make: Callable[[list[T]], Sequence[R]],
+        cls: type[R],
+        size: int,
+        noted: Callable[[int], None] = lambda items: None,
+    ) -> list[R]:
+        """Applies `make` to `size` items at a time. What it gives depends on the key and the items alone.
+
+        Args:
+            key: names the work and its place in the run.
+            make: items -> results, any number of them.
+            cls: of the results: a record, or `dict`.
+            noted: called with the number of items that are not made again.
+        """
+        ...
+
+
+class Unnoted:
+    """Notes nothing: what is cut off is done again."""
+
+    def chunks(
+        self,
+        key: str,
+        items: Sequence[T],
+        make: Callable[[list[T]], Sequence[R]],
+        cls: type[R],
+        size: int,
+        noted: Callable[[int], None] = lambda items: None,
+    ) -> list[R]:
+        """See `Notes.chunks`."""
+        return [result for start in range(0, len(items), size) for result in make(list(items[start : start + size]))]
+
+
 class Journal:
-    """Results of long work, noted chunk by chunk; what is noted already is not done again."""
+    """The notes of a run, between two checkpoints."""
 
     def __init__(self, run_dir: Path, drain: Callable[[], list[Reject]], cost: Callable[[], Tokens]) -> None:
         """
@@ -43,14 +82,7 @@ class Journal:
         size: int,
         noted: Callable[[int], None] = lambda items: None,
     ) -> list[R]:
-        """Applies `make` to `size` items at a time. What it gives depends on the key and the items alone.
-
-        Args:
-            key: names the work and its place in the run.
-            make: items -> results, any number of them.
-            cls: of the results: a record, or `dict`.
-            noted: called with the number of items of each chunk that is not made again.
-        """
+        """See `Notes.chunks`."""
         results: list[R] = []
         for number, start in enumerate(range(0, len(items), size)):
             name = f"{key}/{size}/{number}"  # an engine may have the room for another size than in an earlier process

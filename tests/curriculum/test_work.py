@@ -32,7 +32,7 @@ def gone_through(work: Work) -> tuple[list[str], list[list[Problem]], int]:
         return [{"id": problem.id} for problem in batch]
 
     with work.watching("x", 8 * len(PROBLEMS), 10) as watch:
-        rows = work.longest_first("key", PROBLEMS, make, dict, 8, watch)
+        rows = work.in_batches("key", PROBLEMS, make, dict, 8, watch)
     return [row["id"] for row in rows], batches, watch.known
 
 

@@ -7,9 +7,16 @@ from collections.abc import Sequence
 import pytest
 
 from slmreason.embedded.families import make_problems
-from slmreason.records import Diagnosis, Problem, Rollout, RolloutGroup
+from slmreason.records import Diagnosis, Example, Problem, Rollout, RolloutGroup
 from slmreason.student import Student
-from slmreason.supervision.critique import Critic, CritiqueSettings, critique_examples, pick_attempts, prefix_before
+from slmreason.supervision.critique import (
+    Critic,
+    CritiqueSettings,
+    capped,
+    critique_examples,
+    pick_attempts,
+    prefix_before,
+)
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.verify.answers import is_correct
 from slmreason.verify.rewards import AnswerReward
@@ -90,3 +97,12 @@ def test_prefix_before_keeps_the_text_to_the_letter() -> None:
     assert prefix_before("a \n\n b\nc", 3) == "a \n\n b\n"
     assert prefix_before("a", 1) == ""
     assert prefix_before("a", 2) is None
+
+
+def test_a_cap_takes_from_every_problem_in_turn() -> None:
+    examples = [Example((1,), (2,), f"p{i % 3}", kind) for kind in ("repair", "diagnosis") for i in range(9)]
+    kept = capped(examples, 4)
+    for kind in ("repair", "diagnosis"):
+        mine = [example.problem_id for example in kept if example.origin == kind]
+        assert sorted(mine) == ["p0", "p0", "p1", "p2"]
+    assert capped(examples, None) == examples
