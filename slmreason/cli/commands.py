@@ -47,6 +47,7 @@ from slmreason.evaluate.benchmarks import evaluate, load_benchmarks, save_scores
 from slmreason.export.export import export
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
+from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
 from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique, Trace
 from slmreason.report.terminal import print_tables
@@ -194,9 +195,9 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
         checked_folder("run_dir", config.run_dir)
     made = instantiate(parser, config)
     student, engine, reward = made.student, made.rollout, made.reward
-    sft = SFTModule(student, **vars(config.sft))
-    grpo = GRPOModule(student, engine, reward, **vars(config.grpo))
-    cft = CFTModule(student, **vars(config.cft))
+    sft = SFTModule(student, SFTSettings(**vars(config.sft)))
+    grpo = GRPOModule(student, engine, reward, GRPOSettings(**vars(config.grpo)))
+    cft = CFTModule(student, CFTSettings(**vars(config.cft)))
     benchmarks = load_data(made, config)
     fresh = lambda: fresh_trainer_config(config)  # noqa: E731
     traces, critiques = made.bridge.traces, made.critique.records
@@ -215,8 +216,8 @@ def prepare_fit(parser: Parser, config: Namespace) -> Job:
             place(made, processes)
             report_memory(
                 student, engine, processes.device, processes.precision, config.data.token_budget,
-                config.data.max_prompt_tokens + grpo.max_completion_tokens, processes.shards,
-                reference=grpo.kl > 0 and student.lora is None,
+                config.data.max_prompt_tokens + grpo.settings.max_completion_tokens, processes.shards,
+                reference=grpo.settings.kl > 0 and student.lora is None,
             )  # fmt: skip
             ready = curriculum(run_dir)
             try:

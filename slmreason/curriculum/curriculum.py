@@ -272,11 +272,11 @@ class Curriculum:
             total += self.scorer.completions * is_due
             if place.stage == "base":
                 continue
-            epochs = self.stages[place.stage].module.epochs
+            epochs = self.stages[place.stage].module.settings.epochs
             is_first = place.round == 1 and not len(self.data.ledger)
             total += self.prober.completions(place, epochs, is_first)
             if place.stage == "grpo":
-                total += len(self.data.problems) * self.parts.grpo.group_size * epochs
+                total += len(self.data.problems) * self.parts.grpo.settings.group_size * epochs
         self.work.pace.ahead = total
 
     def _stage(self, place: Place, began: float) -> tuple[str, int]:

@@ -159,7 +159,7 @@ class GRPOStage(Stage):
             accumulate: trainer.accumulate_grad_batches, which makes a step so many times larger.
         """
         super().__init__(module, prober, traces, files)
-        self.prompts_per_step = module.prompts_per_step * accumulate
+        self.prompts_per_step = module.settings.prompts_per_step * accumulate
 
     def prepare(self, place: Place, run: RunState) -> StageSet:
         self.prober.before(place, run.last_grpo_began)

@@ -85,9 +85,9 @@ class TraceMaker:
         results = [reverified(p, self.given_traces[p.id], student, self.reward, settings) for p in known]
         problems = [problem for problem in problems if problem.id not in self.given_traces]
         sampling = Sampling(
-            max_new_tokens=min(settings.max_trace_tokens, self.grpo.max_completion_tokens),
+            max_new_tokens=min(settings.max_trace_tokens, self.grpo.settings.max_completion_tokens),
             temperature=0.0,
-            seed=stable_seed(self.grpo.seed, "handover", place.round, student.policy_version),
+            seed=stable_seed(self.grpo.settings.seed, "handover", place.round, student.policy_version),
             with_log_probs=False,
         )
         new = [Trace(record.problem.id, record.new_trace, "bridged") for record in critiques if record.new_trace]
