@@ -41,6 +41,7 @@ from slmreason.callbacks import RecordRollouts
 from slmreason.data.ledger import Ledger
 from slmreason.embedded.families import make_problems
 from slmreason.modules.grpo import GRPOModule
+from slmreason.modules.settings import GRPOSettings
 from slmreason.records import Place, Problem
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
@@ -102,11 +103,11 @@ class Ours:
         self.problems = questions(setting.prompts, setting.half)
 
     def __call__(self) -> Sequence[float]:
-        module = GRPOModule(
-            self.student, HFEngine(), TextReward(self.setting.half), group_size=GROUP,
-            prompts_per_step=self.setting.prompts, max_completion_tokens=self.setting.tokens, loss="grpo", kl=0.0,
-            learning_rate=LEARNING_RATE,
+        settings = GRPOSettings(
+            group_size=GROUP, prompts_per_step=self.setting.prompts, max_completion_tokens=self.setting.tokens,
+            loss="grpo", kl=0.0, learning_rate=LEARNING_RATE,
         )  # fmt: skip
+        module = GRPOModule(self.student, HFEngine(), TextReward(self.setting.half), settings)
         module.token_budget = 32_768
         module.gradient_clip_val = 1.0
         meter = self.meter()

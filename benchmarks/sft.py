@@ -35,6 +35,7 @@ from benchmarks.common import (
 from slmreason.data.datamodule import PackedDataset
 from slmreason.data.sources import load_problems
 from slmreason.embedded.families import make_problems, rebuild, write_solution
+from slmreason.modules.settings import SFTSettings
 from slmreason.modules.sft import SFTModule
 from slmreason.records import Example
 from slmreason.student import Student
@@ -81,7 +82,7 @@ class Ours:
         dataset = PackedDataset(
             self.examples, self.plan, 1, self.student.pad_token_id, hidden_size=self.student.hidden_size
         )
-        trainer.fit(SFTModule(self.student, LEARNING_RATE), DataLoader(dataset, batch_size=None))  # type: ignore[arg-type]
+        trainer.fit(SFTModule(self.student, SFTSettings(LEARNING_RATE)), DataLoader(dataset, batch_size=None))  # type: ignore[arg-type]
         tokens = [sum(len(self.examples[i]) for i in members) for members in self.plan]
         return _per(tokens, meter)
 

@@ -62,8 +62,9 @@ class StageLines(Callback):
         assert isinstance(pl_module, StudentModule)
         self._trained_before = pl_module.student.tokens.trained
         if isinstance(pl_module, GRPOModule):
-            a_step = pl_module.prompts_per_step * pl_module.group_size
-            watch = Watch(self.label, self._total(trainer) * a_step, pl_module.max_completion_tokens, self.pace)
+            settings = pl_module.settings
+            a_step = settings.prompts_per_step * settings.group_size
+            watch = Watch(self.label, self._total(trainer) * a_step, settings.max_completion_tokens, self.pace)
             watch.skip(self._steps_before * a_step)
             if self.pace is not None:
                 self.pace.ahead = max(0, self.pace.ahead - watch.total)

@@ -15,8 +15,9 @@ from benchmarks.gpu_sections.lab import Lab, Outcome, head_chunks, placed, produ
 from slmreason.records import Example
 from slmreason.student import Lora, Student
 from slmreason.student.attention import VARLEN
+from slmreason.student.bundles import Bundle
 from slmreason.student.logprobs import token_scores
-from slmreason.student.packing import PackedBatch, collate
+from slmreason.student.packing import PackedBatch, collate, collate_bundles
 
 CPU = torch.device("cpu")
 EXACT = 1e-4
@@ -167,7 +168,7 @@ def bundling(student: Student, count: int) -> float:
     examples = solutions(student, count)
     group = [Example(examples[0].prompt_ids, other.target_ids, "p", "rollout") for other in examples[:4]]
     alone = pieces(student, one_row(student, group))
-    shared = collate(group, student.pad_token_id, bundles=[list(range(len(group)))], hidden_size=student.hidden_size)
+    shared = collate_bundles([Bundle(tuple(group))], student.pad_token_id, hidden_size=student.hidden_size)
     together = pieces(student, shared.to(student.device))
     return max(worst(a, b) for a, b in zip(together, alone, strict=True))
 

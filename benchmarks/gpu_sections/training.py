@@ -20,6 +20,7 @@ from benchmarks.gpu_sections.lab import Lab, Outcome, products_in, worst
 from benchmarks.precision import compared_update, sft_update
 from slmreason.curriculum.trainer import with_strategy
 from slmreason.data.datamodule import PackedDataset
+from slmreason.modules.settings import SFTSettings
 from slmreason.modules.sft import SFTModule
 from slmreason.run.tree import SafetensorsIO
 from slmreason.runtime.distributed import close
@@ -50,7 +51,7 @@ def fit(
     examples = solutions(student, 8 * steps)
     plan = [list(range(8 * step, 8 * (step + 1))) for step in range(steps)]
     dataset = PackedDataset(examples, plan, 1, student.pad_token_id, hidden_size=student.hidden_size)
-    module = SFTModule(student, RATE, epochs=epochs)
+    module = SFTModule(student, SFTSettings(RATE, epochs))
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
                              "enable_model_summary": False, "use_distributed_sampler": False}  # fmt: skip
     made = L.Trainer(max_epochs=epochs, accelerator=lab.device.type, devices=1, callbacks=list(callbacks),

@@ -14,7 +14,6 @@ from slmreason.cli.datasteps import (
     StepFile,
     StepRows,
     add_step_options,
-    grpo_of,
     keep_rejects,
     prober_of,
     show,
@@ -28,6 +27,7 @@ from slmreason.curriculum.traces import TraceMaker
 from slmreason.curriculum.trainer import Processes
 from slmreason.data.identity import Identity, identity_of
 from slmreason.data.strata import Strata, stratify
+from slmreason.modules.settings import GRPOSettings
 from slmreason.records import BridgeResult, Place, Problem, to_json
 from slmreason.report.terminal import bridge_table
 from slmreason.run.files import record_of
@@ -113,7 +113,7 @@ class _Bridging:
         made.data.band_of = strata.band_of
         bridge = Bridge(made.student, made.rollout, self.teacher, made.reward, made.bridge, made.data.token_budget)
         critic = Critic(self.teacher, made.student, made.reward, made.critique)
-        grpo = grpo_of(made, self.config)
+        grpo = GRPOSettings(**vars(self.config.grpo))
         maker = TraceMaker(work_of(made, file), made.data, grpo, bridge, critic, given_traces={})
         medium = maker.traces(HERE, strata.medium, bridged="medium" in made.bridge.bands)
         return medium + maker.traces(HERE, strata.hard, bridged="hard" in made.bridge.bands)

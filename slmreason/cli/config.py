@@ -21,9 +21,7 @@ from slmreason.cli.errors import ConfigError, explain, tidy
 from slmreason.curriculum import CurriculumSettings
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.evaluate.benchmarks import EvaluationSettings
-from slmreason.modules.cft import CFTModule
-from slmreason.modules.grpo import GRPOModule
-from slmreason.modules.sft import SFTModule
+from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
 from slmreason.rollout.engine import RolloutEngine
 from slmreason.rollout.transformers import HFEngine  # noqa: F401 - so that `--rollout HFEngine` is found by its short name
 from slmreason.rollout.vllm import VLLMEngine  # noqa: F401
@@ -119,9 +117,10 @@ def build_parser(command: str, description: str) -> Parser:
     parser.add_class_arguments(Student, "student", sub_configs=True)
     parser.add_class_arguments(ReasoningDataModule, "data", sub_configs=True)
     parser.add_class_arguments(CurriculumSettings, "curriculum", sub_configs=True)
-    parser.add_class_arguments(SFTModule, "sft", skip={"student"}, instantiate=False)
-    parser.add_class_arguments(GRPOModule, "grpo", skip={"student", "engine", "reward"}, instantiate=False)
-    parser.add_class_arguments(CFTModule, "cft", skip={"student"}, instantiate=False)
+    # Not made by the parser: a command that does not fit takes what a fit would not.
+    parser.add_class_arguments(SFTSettings, "sft", instantiate=False)
+    parser.add_class_arguments(GRPOSettings, "grpo", instantiate=False)
+    parser.add_class_arguments(CFTSettings, "cft", instantiate=False)
     parser.add_class_arguments(BridgeSettings, "bridge")
     parser.add_class_arguments(CritiqueSettings, "critique")
     parser.add_subclass_arguments(RolloutEngine, "rollout", default={"class_path": "slmreason.rollout.HFEngine"})

@@ -14,7 +14,6 @@ from slmreason.cli.datasteps import (
     StepFile,
     StepRows,
     add_step_options,
-    grpo_of,
     keep_rejects,
     show,
     show_plan,
@@ -27,6 +26,7 @@ from slmreason.curriculum.traces import TraceMaker
 from slmreason.curriculum.trainer import Processes
 from slmreason.data.identity import Identity, identity_of
 from slmreason.data.ledger import given_harvest
+from slmreason.modules.settings import GRPOSettings
 from slmreason.records import Critique, RolloutGroup, to_json
 from slmreason.report.terminal import critique_table
 from slmreason.run.files import record_of
@@ -61,7 +61,7 @@ def prepare(request: Request) -> Job:
         place(made.student, made.rollout, processes)
         bridge = Bridge(made.student, made.rollout, teacher, made.reward, made.bridge)
         critic = Critic(teacher, made.student, made.reward, made.critique)
-        grpo = grpo_of(made, config)
+        grpo = GRPOSettings(**vars(config.grpo))
         maker = TraceMaker(work_of(made, file), made.data, grpo, bridge, critic, given_traces={})
         show(critique_table(maker.critiques(list(groups.values()))))
         keep_rejects(out, teacher.drain_rejects())

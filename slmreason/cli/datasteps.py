@@ -26,7 +26,7 @@ from slmreason.cli.errors import ConfigError
 from slmreason.curriculum.prober import Prober
 from slmreason.curriculum.work import Work
 from slmreason.data.identity import Identity, Pool
-from slmreason.modules.grpo import GRPOModule
+from slmreason.modules.settings import GRPOSettings
 from slmreason.records import Problem, Reject, RolloutGroup
 from slmreason.report.terminal import plan_table, print_tables
 from slmreason.run.files import append_records, placed_lines, write_text
@@ -117,7 +117,7 @@ class StepRows(Generic[R]):
     """A result that was read, as one of the pool's problem: its id may be another by now."""
 
 
-def _name(item: Problem | RolloutGroup) -> tuple[str, str]:
+def _name(item: Any) -> tuple[str, str]:
     """Tells a problem from every other: in files of several pools an id may stand for two."""
     problem = item.problem if isinstance(item, RolloutGroup) else item
     return problem.id, problem.key
@@ -129,15 +129,10 @@ def work_of(made: Namespace, notes: Notes) -> Work:
     return Work(made.student, made.rollout, notes, settings, console, longest_first=False)
 
 
-def grpo_of(made: Namespace, config: Namespace) -> GRPOModule:
-    """The module whose rollouts are drawn as a probe draws them."""
-    return GRPOModule(made.student, made.rollout, made.reward, **vars(config.grpo))
-
-
 def prober_of(made: Namespace, config: Namespace, notes: Notes) -> Prober:
     """What measures; the evidence comes into the ledger of the pool."""
-    settings = made.curriculum.probe
-    return Prober(work_of(made, notes), made.data, grpo_of(made, config), made.reward, settings, max_tokens=None)
+    settings, grpo = made.curriculum.probe, GRPOSettings(**vars(config.grpo))
+    return Prober(work_of(made, notes), made.data, grpo, made.reward, settings, max_tokens=None)
 
 
 def show(table: Table) -> None:

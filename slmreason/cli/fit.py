@@ -30,6 +30,7 @@ from slmreason.data import identity
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
+from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
 from slmreason.modules.sft import SFTModule
 from slmreason.records import BridgeResult, Critique, Trace
 from slmreason.run.files import NO_ROOM, read_records
@@ -136,8 +137,8 @@ class Fit:
         parts, processes = self.parts, self.processes
         report_memory(
             parts.student, parts.engine, processes.device, processes.precision, parts.data.token_budget,
-            parts.data.max_prompt_tokens + parts.grpo.max_completion_tokens, processes.shards,
-            reference=parts.grpo.kl > 0 and parts.student.lora is None,
+            parts.data.max_prompt_tokens + parts.grpo.settings.max_completion_tokens, processes.shards,
+            reference=parts.grpo.settings.kl > 0 and parts.student.lora is None,
         )  # fmt: skip
 
 
@@ -145,9 +146,9 @@ def modules_of(made: Namespace, config: Namespace) -> dict[str, SFTModule | GRPO
     """The LightningModules of all stages, each for the same student."""
     student = made.student
     return {
-        "sft": SFTModule(student, **vars(config.sft)),
-        "grpo": GRPOModule(student, made.rollout, made.reward, **vars(config.grpo)),
-        "cft": CFTModule(student, **vars(config.cft)),
+        "sft": SFTModule(student, SFTSettings(**vars(config.sft))),
+        "grpo": GRPOModule(student, made.rollout, made.reward, GRPOSettings(**vars(config.grpo))),
+        "cft": CFTModule(student, CFTSettings(**vars(config.cft))),
     }
 
 

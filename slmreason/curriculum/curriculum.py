@@ -77,7 +77,9 @@ class Curriculum:
         self.journal = Journal(run_dir, drain, lambda: self.student.tokens)
         bar = flags.get("enable_progress_bar") is not False
         self.work = Work(parts.student, parts.engine, self.journal, settings.checkpoint, self.console, bar)
-        self.prober = Prober(self.work, parts.data, parts.grpo, parts.reward, settings.probe, settings.max_tokens)
+        self.prober = Prober(
+            self.work, parts.data, parts.grpo.settings, parts.reward, settings.probe, settings.max_tokens
+        )
         scorer = Scorer(self.work, parts.reward, parts.benchmarks, parts.evaluation, self.files)
         self.results = Results(scorer, settings, self.files, self.console)
         self.fits = Fits(
@@ -209,7 +211,7 @@ class Curriculum:
     def _expect(self, places: Sequence[Place]) -> None:
         """Tells those who watch what these places sample, about."""
         self.work.pace.ahead = completions_ahead(
-            places, self.stages, self.settings, self.data, self.prober, self.results.scorer, self.parts.grpo.group_size
+            places, self.stages, self.settings, self.data, self.prober, self.results.scorer
         )
 
     # -- reports ----------------------------------------------------------------------------------------------------

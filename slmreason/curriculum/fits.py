@@ -67,7 +67,9 @@ class Fits:
         callbacks = [*self._common(place, state), *self._budget(module), *callbacks]
         folder = self.files.stage(place).path
         # What is left must be measured now: building the set may have taken long.
-        trainer = build_trainer(self.trainer_config, module, folder, module.epochs, callbacks, self.clock.left())
+        trainer = build_trainer(
+            self.trainer_config, module, folder, module.settings.epochs, callbacks, self.clock.left()
+        )
         try:
             with preemption.between_steps():
                 trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)

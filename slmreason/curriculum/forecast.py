@@ -19,24 +19,19 @@ def completions_ahead(
     data: ReasoningDataModule,
     prober: Prober,
     scorer: Scorer,
-    group_size: int,
 ) -> int:
-    """Completions that these places sample, about: a set may shrink, and a stage may be skipped.
-
-    Args:
-        group_size: of GRPO.
-    """
+    """Completions that these places sample, about: a set may shrink, and a stage may be skipped."""
     total = 0
     for place in places:
         if _is_scored(place, settings):
             total += scorer.completions
         if place.stage == "base":
             continue
-        epochs = stages[place.stage].module.epochs
+        epochs = stages[place.stage].module.settings.epochs
         nothing_measured = place.round == 1 and not len(data.ledger)
         total += prober.completions(place, epochs, nothing_measured)
         if place.stage == "grpo":
-            total += len(data.problems) * group_size * epochs
+            total += len(data.problems) * prober.grpo.group_size * epochs
     return total
 
 

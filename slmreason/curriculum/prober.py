@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from slmreason.curriculum.settings import ProbeSettings
 from slmreason.curriculum.work import Work
 from slmreason.data.datamodule import ReasoningDataModule
-from slmreason.modules.grpo import GRPOModule
+from slmreason.modules.settings import GRPOSettings
 from slmreason.records import Evidence, Place, Problem
 from slmreason.rollout.collect import collect
 from slmreason.run.progress import duration
@@ -24,7 +24,7 @@ class Prober:
         self,
         work: Work,
         data: ReasoningDataModule,
-        grpo: GRPOModule,
+        grpo: GRPOSettings,
         reward: RewardFn,
         settings: ProbeSettings,
         max_tokens: int | None,

@@ -199,7 +199,7 @@ class GRPOStage(Stage):
             accumulate: trainer.accumulate_grad_batches, which makes a step so many times larger.
         """
         super().__init__(module, tools)
-        self.prompts_per_step = module.prompts_per_step * accumulate
+        self.prompts_per_step = module.settings.prompts_per_step * accumulate
 
     def prepare(self, place: Place, run: RunState) -> StageSet:
         self.prober.before(place, run.last_grpo_began)
@@ -287,7 +287,7 @@ def make_stages(
     """
     bridge = Bridge(parts.student, parts.engine, teacher, parts.reward, parts.bridge, parts.data.token_budget)
     critic = Critic(teacher, parts.student, parts.reward, parts.critique)
-    traces = TraceMaker(prober.work, parts.data, parts.grpo, bridge, critic, parts.given_traces)
+    traces = TraceMaker(prober.work, parts.data, parts.grpo.settings, bridge, critic, parts.given_traces)
     tools = Tools(prober, traces, files, journal)
     makes_critiques = "cft" not in settings.stages
     given = [critic.recheck(record) for record in parts.given_critiques]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from slmreason.curriculum.work import Work
 from slmreason.data.datamodule import ReasoningDataModule
-from slmreason.modules.grpo import GRPOModule
+from slmreason.modules.settings import GRPOSettings
 from slmreason.records import BridgeCandidate, BridgeResult, Critique, Place, Problem, RolloutGroup, Trace
 from slmreason.rollout.engine import Sampling, stable_seed
 from slmreason.run.files import read_records
@@ -27,7 +27,7 @@ class TraceMaker:
         self,
         work: Work,
         data: ReasoningDataModule,
-        grpo: GRPOModule,
+        grpo: GRPOSettings,
         bridge: Bridge,
         critic: Critic,
         given_traces: Mapping[str, Trace],

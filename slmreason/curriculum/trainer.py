@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 
 from slmreason.callbacks import KeepCheckpoints, StageProgressBar, TrainingHealth
 from slmreason.curriculum.trainer_flags import check_loggers, in_stage, refuse_callbacks, refuse_flags
+from slmreason.modules.base import StudentModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.records import Place
 from slmreason.run.metrics import StageCSVLogger
@@ -94,9 +95,7 @@ def build_trainer(
     return L.Trainer(**with_strategy(config))
 
 
-def try_trainers(
-    fresh_config: FreshConfig, modules: Sequence[L.LightningModule], run_dir: Path, has_budget: bool
-) -> None:
+def try_trainers(fresh_config: FreshConfig, modules: Sequence[StudentModule], run_dir: Path, has_budget: bool) -> None:
     """Makes the Trainer of each stage once, with its callbacks, so that what cannot be made is known before it is due.
 
     Args:
@@ -120,7 +119,7 @@ def try_trainers(
             # Loggers make their folders at once: in the run's own, it would count as taken.
             with TemporaryDirectory() as elsewhere:
                 stage_dir = Path(elsewhere) / run_dir.name / "round-01" / str(module.stage)
-                build_trainer(fresh_config, module, stage_dir, int(module.epochs), ours, None)  # type: ignore[arg-type]
+                build_trainer(fresh_config, module, stage_dir, module.settings.epochs, ours, None)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException, OSError, ImportError) as error:
             raise ValueError(f"trainer: the Trainer of {module.stage} cannot be made: {error}") from error
 

@@ -27,7 +27,7 @@ from slmreason.records import Band, Evidence, Example, Place, Problem, Reject
 from slmreason.rollout.engine import PromptLimit
 from slmreason.runtime.distributed import rank, world_size
 from slmreason.student import Student
-from slmreason.student.packing import HIDDEN_SIZE, PackedBatch, collate, plan_batches, without_targets
+from slmreason.student.packing import FALLBACK_HIDDEN_SIZE, PackedBatch, collate, plan_batches, without_targets
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +289,7 @@ class PackedDataset(Sequence[PackedBatch]):
         pad_token_id: int,
         rank: int = 0,
         world_size: int = 1,
-        hidden_size: int = HIDDEN_SIZE,
+        hidden_size: int = FALLBACK_HIDDEN_SIZE,
         device_type: str = "cpu",
     ) -> None:
         self.hidden_size, self.device_type = hidden_size, device_type

@@ -10,12 +10,17 @@ if TYPE_CHECKING:
     from slmreason.modules.base import StudentModule
     from slmreason.modules.cft import CFTModule
     from slmreason.modules.grpo import GRPOModule
+    from slmreason.modules.settings import CFTSettings, FitSettings, GRPOSettings, SFTSettings
     from slmreason.modules.sft import SFTModule
 
 __all__ = [
     "CFTModule",
+    "CFTSettings",
+    "FitSettings",
     "GRPOModule",
+    "GRPOSettings",
     "SFTModule",
+    "SFTSettings",
     "StudentModule",
 ]
 
@@ -23,8 +28,12 @@ __getattr__ = lazily(
     __name__,
     {
         "CFTModule": "cft",
+        "CFTSettings": "settings",
+        "FitSettings": "settings",
         "GRPOModule": "grpo",
+        "GRPOSettings": "settings",
         "SFTModule": "sft",
+        "SFTSettings": "settings",
         "StudentModule": "base",
     },
 )

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from slmreason.modules.nonfinite import gradient_norm, save_bad_batch
+from slmreason.modules.settings import FitSettings
 from slmreason.student import Student
 from slmreason.student.optimizer import make_adamw, release
 
 log = logging.getLogger(__name__)
-Decay = Literal["constant", "linear", "cosine"]
 
 
 class NonFiniteError(RuntimeError):
@@ -33,31 +33,13 @@ class StudentModule(L.LightningModule):
 
     stage: str = ""
 
-    def __init__(
-        self,
-        student: Student,
-        learning_rate: float,
-        epochs: int,
-        weight_decay: float,
-        warmup_steps: int,
-        decay: Decay,
-        max_skipped_steps: int,
-    ) -> None:
+    def __init__(self, student: Student, settings: FitSettings) -> None:
         super().__init__()
+        self.student = student
+        self.settings = settings
         self.strict_loading = False  # a checkpoint has what is trained, and nothing else
         self.share_spent: Callable[[], float] = lambda: 0.0
-        """Of the tokens that the fit may take; set where there is a limit, so that the rate has fallen by then."""
-        if learning_rate <= 0 or epochs < 1 or warmup_steps < 0 or weight_decay < 0:
-            raise ValueError(
-                f"{self.stage}: needs learning_rate > 0, epochs >= 1, warmup_steps >= 0 and weight_decay >= 0; got "
-                f"{learning_rate}, {epochs}, {warmup_steps}, {weight_decay}"
-            )
-        if max_skipped_steps < 1:
-            raise ValueError(f"{self.stage}.max_skipped_steps must be at least 1, got {max_skipped_steps}")
-        self.student = student
-        self.learning_rate, self.epochs = learning_rate, epochs
-        self.weight_decay, self.warmup_steps, self.decay = weight_decay, warmup_steps, decay
-        self.max_skipped_steps = max_skipped_steps
+        """Share of the token budget spent; the decay follows it."""
         self.setup("fit")
 
     def setup(self, stage: str) -> None:
@@ -78,7 +60,10 @@ class StudentModule(L.LightningModule):
         """AdamW on what is trainable, in float32 whatever the student's precision is."""
         student = self.student
         optimizer = make_adamw(
-            student.trainable_parameters(), self.learning_rate, self.weight_decay, masters=student.masters.take()
+            student.trainable_parameters(),
+            self.settings.learning_rate,
+            self.settings.weight_decay,
+            masters=student.masters.take(),
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(self))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -126,8 +111,11 @@ class StudentModule(L.LightningModule):
             self.skipped_in_a_row = 0
         else:
             optimizer.zero_grad()  # without any gradient AdamW leaves weights, moments and decay alone
-            if not (math.isfinite(loss) and self._seeks_scale()):
-                self._skipped(batches, {"loss": f"{loss:g}", "gradient_norm": f"{norm:g}"}, optimizer)
+            if not (math.isfinite(loss) and seeks_scale(self.trainer)):
+                self.skipped_steps += 1
+                self.skipped_in_a_row += 1
+                numbers = {"loss": f"{loss:g}", "gradient_norm": f"{norm:g}"}
+                report_skipped_step(self, batches, numbers, rate=optimizer.param_groups[0]["lr"])
         self.gradient_norm = norm
         if self.automatic_optimization:  # else this is within training_step, whose own values Lightning would drop
             self.log_dict(self.step_metrics())
@@ -140,31 +128,6 @@ class StudentModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         if not self.step_skipped:  # torch cannot clip what is not there
             super().configure_gradient_clipping(optimizer, *args, **kwargs)
-
-    def _seeks_scale(self) -> bool:
-        """True when the gradient may have overflowed by the factor of `16-mixed`, which is halved until it does not."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return scaler is not None and scaler.get_scale() > 1
-
-    def _skipped(self, batches: list[Any], numbers: dict[str, str], optimizer: Optimizer) -> None:
-        self.skipped_steps += 1
-        self.skipped_in_a_row += 1
-        trainer, rate = self.trainer, optimizer.param_groups[0]["lr"]
-        where = f"{self.stage}, epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
-        what = f"loss {numbers['loss']}, gradient norm {numbers['gradient_norm']}"
-        if self.skipped_in_a_row < self.max_skipped_steps:
-            log.warning("%s: skipped (%s); %d in a row", where, what, self.skipped_in_a_row)
-            return
-        path = Path(trainer.default_root_dir) / f"bad-batch-step-{trainer.global_step}.safetensors"
-        about = {"stage": self.stage, "epoch": trainer.current_epoch, "step": trainer.global_step,
-                 "learning_rate": rate, "precision": str(trainer.precision), **numbers}  # fmt: skip
-        save_bad_batch(path, self.student, batches, about)
-        raise NonFiniteError(
-            f"{where}: {what}; {self.skipped_in_a_row} steps in a row had no finite loss and gradient: skipped. "
-            f"The batch and the weights are in {path} (slmreason.modules.nonfinite.repeat_bad_batch repeats the step). "
-            f"Lower {self.stage}.learning_rate (it was {rate:.3g}), set trainer.gradient_clip_val, use bf16-true or "
-            "32-true as trainer.precision in place of 16, or look at the rows of the batch"
-        )
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -180,6 +143,41 @@ class StudentModule(L.LightningModule):
         self.skipped_steps, self.skipped_in_a_row = checkpoint.get("skipped_steps", (0, 0))
 
 
+def seeks_scale(trainer: L.Trainer) -> bool:
+    """True when the gradient may have overflowed by the factor of `16-mixed`, which is halved until it does not."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler is not None and scaler.get_scale() > 1
+
+
+def report_skipped_step(module: StudentModule, batches: Sequence[Any], numbers: dict[str, str], rate: float) -> None:
+    """Warns of a step that was skipped.
+
+    Args:
+        batches: the micro-batches of this process.
+        numbers: `loss` and `gradient_norm`, as they are shown.
+        rate: the learning rate.
+
+    Raises:
+        NonFiniteError: it was the last of `max_skipped_steps` in a row; the step is saved first.
+    """
+    trainer, stage = module.trainer, module.stage
+    location = f"{stage}, epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
+    what = f"loss {numbers['loss']}, gradient norm {numbers['gradient_norm']}"
+    if module.skipped_in_a_row < module.settings.max_skipped_steps:
+        log.warning("%s: skipped (%s); %d in a row", location, what, module.skipped_in_a_row)
+        return
+    path = Path(trainer.default_root_dir) / f"bad-batch-step-{trainer.global_step}.safetensors"
+    about = {"stage": stage, "epoch": trainer.current_epoch, "step": trainer.global_step,
+             "learning_rate": rate, "precision": str(trainer.precision), **numbers}  # fmt: skip
+    save_bad_batch(path, module.student, batches, about)
+    raise NonFiniteError(
+        f"{location}: {what}; {module.skipped_in_a_row} steps in a row had no finite loss and gradient: skipped. "
+        f"The batch and the weights are in {path} (slmreason.modules.nonfinite.repeat_bad_batch repeats the step). "
+        f"Lower {stage}.learning_rate (it was {rate:.3g}), set trainer.gradient_clip_val, use bf16-true or "
+        "32-true as trainer.precision in place of 16, or look at the rows of the batch"
+    )
+
+
 def learning_rate_factor(module: StudentModule) -> Callable[[int], float]:
     """Linear warm-up over `warmup_steps`, then a decay over the *share of the fit that is done*.
 
@@ -187,12 +185,14 @@ def learning_rate_factor(module: StudentModule) -> Callable[[int], float]:
     the number of steps is not known beforehand; the share is always exact.
     """
 
+    settings = module.settings
+
     def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / (module.warmup_steps + 1))
+        warm = min(1.0, (step + 1) / (settings.warmup_steps + 1))
         done = _share_done(module)
-        if module.decay == "linear":
+        if settings.decay == "linear":
             return warm * (1 - done)
-        if module.decay == "cosine":
+        if settings.decay == "cosine":
             return warm * 0.5 * (1 + math.cos(math.pi * done))
         return warm
 

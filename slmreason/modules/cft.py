@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slmreason.modules.base import Decay
+from slmreason.modules.settings import CFTSettings
 from slmreason.modules.sft import SFTModule
 from slmreason.student import Student
 
@@ -10,26 +10,7 @@ from slmreason.student import Student
 class CFTModule(SFTModule):
     """Turns groups that carried no gradient into supervision. A fit of its own (arXiv 2501.17703: mixing did worse)."""
 
-    stage = "cft"
+    stage = CFTSettings.stage
 
-    def __init__(
-        self,
-        student: Student,
-        learning_rate: float = 5e-6,
-        epochs: int = 1,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        decay: Decay = "constant",
-        max_skipped_steps: int = 3,
-    ) -> None:
-        """
-        Args:
-            learning_rate: Peak learning rate of AdamW.
-            epochs: Epochs of each CFT fit; problems that a newer rollout solved leave the set between them.
-            weight_decay: On matrices only.
-            warmup_steps: Optimizer steps of linear warm-up at the start of each fit.
-            decay: How the learning rate falls over the fit.
-            max_skipped_steps: A step whose loss or gradient is not finite is skipped; the run stops, and keeps the
-                batch, when this many in a row are.
-        """
-        super().__init__(student, learning_rate, epochs, weight_decay, warmup_steps, decay, max_skipped_steps)
+    def __init__(self, student: Student, settings: CFTSettings | None = None) -> None:
+        super().__init__(student, settings or CFTSettings())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from slmreason.modules.base import Decay, StudentModule
+from slmreason.modules.base import StudentModule
+from slmreason.modules.settings import CFTSettings, SFTSettings
 from slmreason.objectives import cross_entropy
 from slmreason.student import Student
 from slmreason.student.packing import PackedBatch
@@ -13,29 +14,10 @@ from slmreason.student.packing import PackedBatch
 class SFTModule(StudentModule):
     """Teaches what is not mastered yet."""
 
-    stage = "sft"
+    stage = SFTSettings.stage
 
-    def __init__(
-        self,
-        student: Student,
-        learning_rate: float = 1e-5,
-        epochs: int = 2,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        decay: Decay = "constant",
-        max_skipped_steps: int = 3,
-    ) -> None:
-        """
-        Args:
-            learning_rate: Peak learning rate of AdamW.
-            epochs: Epochs of each SFT fit; the set is drawn anew before each.
-            weight_decay: On matrices only.
-            warmup_steps: Optimizer steps of linear warm-up at the start of each fit.
-            decay: How the learning rate falls over the fit.
-            max_skipped_steps: A step whose loss or gradient is not finite is skipped; the run stops, and keeps the
-                batch, when this many in a row are.
-        """
-        super().__init__(student, learning_rate, epochs, weight_decay, warmup_steps, decay, max_skipped_steps)
+    def __init__(self, student: Student, settings: SFTSettings | CFTSettings | None = None) -> None:
+        super().__init__(student, settings or SFTSettings())
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         accumulate, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size

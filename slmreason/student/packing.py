@@ -4,29 +4,27 @@ A micro-batch holds up to a budget of tokens. Its examples share rows of about t
 ids that start again at 0; transformers builds the block mask from those. So almost no padding is computed, and
 attention stays within an example.
 
-Examples with the same prompt can lie in a bundle: the prompt once, then each target, which attends to the prompt and to
-itself. A group of rollouts then costs its prompt once, forward and backward.
+Sequences with the same prompt can lie in a bundle (`student.bundles`): the prompt once, then each target, which attends
+to the prompt and to itself. `student.rows` says how many rows there are.
 """
 
 from __future__ import annotations
 
-import heapq
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from slmreason.records import Example, Problem
+from slmreason.records import Problem
+from slmreason.student.bundles import Bundle, Packable, S, alone
+from slmreason.student.rows import longest_row, pack_rows
 
-HIDDEN_SIZE = 1024
-"""Of a student that is not known: that of half a billion parameters."""
-LOOKED_AT = 1024
-"""Examples by which `bundle` chooses, where there are twice as many or more."""
+FALLBACK_HIDDEN_SIZE = 1024
+"""Fallback hidden size, that of a 0.5B model: for callers without a student, and students that do not say theirs."""
 
 
 @dataclass  # not frozen: Lightning's precision plugins rebuild a batch field by field
@@ -42,7 +40,8 @@ class PackedBatch:
     context_index: Tensor
     """The position that predicts each of them: the one before, or the end of a shared prompt. [N], int64."""
     order: tuple[int, ...]
-    """The index, in the list that was collated, of each sequence in the row-major order of the target tokens. [S]"""
+    """The index of each sequence, in the row-major order of the target tokens, among those that were collated, read
+    one bundle after another. [S]"""
     target_lengths: Tensor
     """Target tokens of each sequence, in that order. [S], int64; sums to N."""
     global_target_tokens: int
@@ -121,167 +120,111 @@ class PromptBatch:
         self.problems = tuple(problems)
 
 
-def pack_rows(lengths: Sequence[int], hidden_size: int, device_type: str = "cpu") -> list[list[int]]:
-    """Sequences in as many rows, all as long as the longest, as cost least.
-
-    A layer does about 12 h^2 multiplications a token and 2 h for each pair of a query and a key, masked or not. The
-    latter run at about half the rate on a CPU and at an eighth on a GPU: so R rows of length L cost in proportion to
-    R L (6 h + 2 L) and R L (6 h + 8 L). Few rows waste time on masked pairs, many on padding. Sequences go to the
-    shortest row so far, the longest first.
-
-    Returns:
-        The indices of the sequences in each row; every index stands once.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    ordered = [lengths[i] for i in order]
-    so_far = list(accumulate(ordered, initial=0))
-    counts = range(1, len(lengths) + 1)
-    floors = [row_cost(count, _shortest(so_far, count), hidden_size, device_type) for count in counts]
-    best, least = 1, math.inf
-    for floor, count in sorted(zip(floors, counts, strict=True)):
-        if floor > least:
-            break
-        cost = row_cost(count, _longest(ordered, count), hidden_size, device_type)
-        if cost < least or (cost == least and count < best):
-            best, least = count, cost
-    rows: list[list[int]] = [[] for _ in range(best)]
-    heap = [(0, row) for row in range(best)]
-    for index in order:
-        length, row = heapq.heappop(heap)
-        rows[row].append(index)
-        heapq.heappush(heap, (length + lengths[index], row))
-    return rows
-
-
-def _shortest(so_far: Sequence[int], count: int) -> int:
-    """No way to lay sequences in `count` rows has a longest row below this.
-
-    It is at least the mean; and of the first k times `count` + 1 sequences, k + 1 share a row.
-
-    Args:
-        so_far: summed lengths of the first 0, 1, 2, ... sequences, the longest first.
-    """
-    shared = (so_far[k * count + 1] - so_far[k * count - k] for k in range(len(so_far) // count + 1)
-              if k * count + 1 < len(so_far))  # fmt: skip
-    return max(math.ceil(so_far[-1] / count), *shared)
-
-
-def _longest(ordered: Sequence[int], count: int) -> int:
-    """The longest row when each sequence goes to the shortest so far."""
-    heap = [0] * count
-    for length in ordered:
-        heapq.heapreplace(heap, heap[0] + length)
-    return max(heap)
-
-
-def row_cost(rows: int, length: int, hidden_size: int, device_type: str = "cpu") -> int:
-    """What a layer takes for rows of a length, in a unit of its own: see `pack_rows`."""
-    return rows * length * (6 * hidden_size + (2 if device_type == "cpu" else 8) * length)
-
-
-def bundle(examples: Sequence[Example], hidden_size: int, device_type: str = "cpu") -> list[list[int]]:
-    """Which examples share their prompt with the one before, each such run cut into as many bundles as cost least.
-
-    Masked pairs are computed too: short targets share a prompt, long ones are better off alone. Of very many examples
-    every so-manieth run says what costs least.
-
-    Returns:
-        The indices of the examples in each bundle, in order; every index stands once.
-    """
-    runs = [list(run) for _, run in groupby(range(len(examples)), key=lambda index: examples[index].prompt_ids)]
-    most = max(map(len, runs), default=1)
-    looked_at = runs[:: max(1, len(examples) // LOOKED_AT)]
-
-    def cost(pieces: int) -> int:
-        bundles = [part for run in looked_at for part in _cut(run, pieces)]
-        lengths = [bundle_length(examples, members) for members in bundles]
-        rows = pack_rows(lengths, hidden_size, device_type)
-        return row_cost(len(rows), max(sum(lengths[i] for i in row) for row in rows), hidden_size, device_type)
-
-    powers = [1 << power for power in range(most.bit_length())]
-    pieces = min(dict.fromkeys([*powers, most]), key=cost) if examples else 1
-    return [part for run in runs for part in _cut(run, pieces)]
-
-
-def _cut(run: list[int], pieces: int) -> list[list[int]]:
-    """A list in pieces of the same size, but for the last."""
-    size = math.ceil(len(run) / pieces)
-    return [run[start : start + size] for start in range(0, len(run), size)]
-
-
-def bundle_length(examples: Sequence[Example], members: Sequence[int]) -> int:
-    """Tokens of a bundle: the prompt and each target."""
-    return len(examples[members[0]].prompt_ids) + sum(len(examples[i].target_ids) for i in members)
-
-
 def collate(
-    examples: Sequence[Example],
+    examples: Sequence[Packable],
     pad_token_id: int,
     global_target_tokens: int = 0,
     window: int = 1,
-    bundles: Sequence[Sequence[int]] | None = None,
-    hidden_size: int = HIDDEN_SIZE,
+    *,
+    hidden_size: int = FALLBACK_HIDDEN_SIZE,
     device_type: str = "cpu",
 ) -> PackedBatch:
-    """Packs examples into rows (`pack_rows`).
+    """`collate_bundles` of examples of which each has its prompt for itself."""
+    return collate_bundles(
+        alone(examples),
+        pad_token_id,
+        global_target_tokens,
+        window,
+        hidden_size=hidden_size,
+        device_type=device_type,
+    )
+
+
+def collate_bundles(
+    bundles: Sequence[Bundle[S]],
+    pad_token_id: int,
+    global_target_tokens: int = 0,
+    window: int = 1,
+    *,
+    hidden_size: int = FALLBACK_HIDDEN_SIZE,
+    device_type: str = "cpu",
+) -> PackedBatch:
+    """Packs bundles into rows (`pack_rows`).
 
     Args:
-        global_target_tokens: see `PackedBatch`; 0 takes the target tokens of these examples alone.
-        bundles: the examples that share a prompt (`bundle`); each alone when not given.
+        global_target_tokens: see `PackedBatch`; 0 takes the target tokens of these bundles alone.
         hidden_size, device_type: of the student; they say how long rows may be.
 
     Raises:
-        ValueError: there is no example, or one has an empty prompt (its first token would have no context).
+        ValueError: there is no bundle, or a sequence has an empty prompt (its first token would have no context).
     """
-    if not examples:
+    if not bundles:
         raise ValueError("a batch needs at least one example")
-    for example in examples:
-        if not example.prompt_ids or not example.target_ids:
-            raise ValueError(f"example of problem {example.problem_id}: empty prompt or target")
-    bundles = bundles or [[index] for index in range(len(examples))]
-    lengths = [bundle_length(examples, members) for members in bundles]
-    rows = pack_rows(lengths, hidden_size, device_type)
-    shape = (len(rows), max(sum(lengths[i] for i in row) for row in rows))
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
-    position_ids = torch.zeros(shape, dtype=torch.int64)
-    blocks = torch.zeros((*shape, 2), dtype=torch.int64)
-    targets: list[Tensor] = []
-    contexts: list[Tensor] = []
-    for row, row_bundles in enumerate(rows):
+    for sequence in (member for bundle in bundles for member in bundle.members):
+        if not sequence.prompt_ids or not sequence.target_ids:
+            raise ValueError(f"example of problem {sequence.problem_id}: empty prompt or target")
+    lengths = [bundle.num_tokens for bundle in bundles]
+    plan = pack_rows(lengths, hidden_size, device_type)
+    rows = _Rows(len(plan), longest_row(plan, lengths), pad_token_id)
+    firsts = list(accumulate((len(bundle.members) for bundle in bundles), initial=0))
+    order: list[int] = []
+    for row, chosen in enumerate(plan):
         start = 0
-        for number, which in enumerate(row_bundles, start=1):
-            prompt = examples[bundles[which][0]].prompt_ids
-            middle = start + len(prompt)
-            input_ids[row, start:middle] = torch.tensor(prompt)
-            position_ids[row, start:middle] = torch.arange(len(prompt))
-            blocks[row, start : start + lengths[which], 0] = number
-            last = row * shape[1] + middle - 1
-            start = middle
-            for branch, index in enumerate(bundles[which], start=1):
-                ids = examples[index].target_ids
-                end = start + len(ids)
-                input_ids[row, start:end] = torch.tensor(ids)
-                position_ids[row, start:end] = torch.arange(len(prompt), len(prompt) + len(ids))
-                blocks[row, start:end, 1] = branch
-                flat = torch.arange(row * shape[1] + start, row * shape[1] + end)
-                targets.append(flat)
-                contexts.append(torch.cat([torch.tensor([last]), flat[:-1]]))
-                start = end
-        position_ids[row, start:] = torch.arange(shape[1] - start)
-    order = tuple(index for row_bundles in rows for which in row_bundles for index in bundles[which])
-    target_lengths = torch.tensor([len(examples[index].target_ids) for index in order])
+        for number, which in enumerate(chosen, start=1):
+            start = rows.lay(bundles[which], row=row, start=start, number=number)
+            order += range(firsts[which], firsts[which + 1])
+        rows.close(row, start)
+    target_lengths = torch.tensor([len(targets) for targets in rows.target_index])
     return PackedBatch(
-        input_ids,
-        position_ids,
-        torch.cat(targets),
-        torch.cat(contexts),
-        order,
-        target_lengths,
-        global_target_tokens or int(target_lengths.sum()),
-        window,
-        sum(lengths),
-        blocks if any(len(members) > 1 for members in bundles) else None,
+        input_ids=rows.input_ids,
+        position_ids=rows.position_ids,
+        target_index=torch.cat(rows.target_index),
+        context_index=torch.cat(rows.context_index),
+        order=tuple(order),
+        target_lengths=target_lengths,
+        global_target_tokens=global_target_tokens or int(target_lengths.sum()),
+        window=window,
+        num_tokens=sum(lengths),
+        blocks=rows.blocks if any(len(bundle.members) > 1 for bundle in bundles) else None,
     )
+
+
+class _Rows:
+    """The tensors of a batch while bundles are laid into its rows."""
+
+    def __init__(self, count: int, length: int, pad_token_id: int) -> None:
+        self.length = length
+        self.input_ids = torch.full((count, length), pad_token_id, dtype=torch.int64)
+        self.position_ids = torch.zeros((count, length), dtype=torch.int64)
+        self.blocks = torch.zeros((count, length, 2), dtype=torch.int64)
+        self.target_index: list[Tensor] = []
+        """A tensor for each target, as is `context_index`."""
+        self.context_index: list[Tensor] = []
+
+    def lay(self, bundle: Bundle[S], row: int, start: int, number: int) -> int:
+        """Writes a bundle, the `number`th of its row, from column `start` on; gives the column after it."""
+        prompt = bundle.prompt_ids
+        middle = start + len(prompt)
+        self.input_ids[row, start:middle] = torch.tensor(prompt)
+        self.position_ids[row, start:middle] = torch.arange(len(prompt))
+        row_start = row * self.length
+        prompt_end = torch.tensor([row_start + middle - 1])
+        end = middle
+        for branch, member in enumerate(bundle.members, start=1):
+            ids = member.target_ids
+            begin, end = end, end + len(ids)
+            self.input_ids[row, begin:end] = torch.tensor(ids)
+            self.position_ids[row, begin:end] = torch.arange(len(prompt), len(prompt) + len(ids))
+            self.blocks[row, begin:end, 1] = branch
+            places = torch.arange(row_start + begin, row_start + end)
+            self.target_index.append(places)
+            self.context_index.append(torch.cat([prompt_end, places[:-1]]))
+        self.blocks[row, start:end, 0] = number
+        return end
+
+    def close(self, row: int, end: int) -> None:
+        """Numbers the padding from column `end` on."""
+        self.position_ids[row, end:] = torch.arange(self.length - end)
 
 
 def without_targets(pad_token_id: int, global_target_tokens: int, window: int = 1) -> PackedBatch:

@@ -24,6 +24,7 @@ from slmreason.run.files import is_no_room, write_folder
 from slmreason.runtime.distributed import barrier, is_first
 from slmreason.student import selfcheck, weights
 from slmreason.student.attention import VARLEN
+from slmreason.student.bundles import Bundle, alone
 from slmreason.student.chat import DATE, Chat
 from slmreason.student.loading import (
     EMBEDDED,
@@ -34,7 +35,7 @@ from slmreason.student.loading import (
     resolve_model,
     torch_dtype,
 )
-from slmreason.student.packing import HIDDEN_SIZE, PackedBatch, collate
+from slmreason.student.packing import FALLBACK_HIDDEN_SIZE, PackedBatch, collate_bundles
 from slmreason.student.scoring import TokenScores, Way, score_batch, ways
 from slmreason.student.selfcheck import Check
 from slmreason.student.weights import FrozenWeights
@@ -158,7 +159,7 @@ class Student(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        return int(getattr(self.base_model.config.get_text_config(), "hidden_size", HIDDEN_SIZE))
+        return int(getattr(self.base_model.config.get_text_config(), "hidden_size", FALLBACK_HIDDEN_SIZE))
 
     @property
     def max_length(self) -> int:
@@ -236,10 +237,10 @@ class Student(nn.Module):
         """Compares the ways to score with a plain forward pass; neither weights, mode nor random numbers change."""
         with self.checking() as check:
 
-            def score(way: Way, bundles: list[list[int]] | None = None) -> list[Tensor]:
-                batch = collate(check.examples, self.pad_token_id, bundles=bundles, hidden_size=ROWS_OF_TWO).to(
-                    self.device
-                )
+            def score(way: Way, bundles: list[Bundle[Example]] | None = None) -> list[Tensor]:
+                batch = collate_bundles(
+                    bundles or alone(check.examples), self.pad_token_id, hidden_size=ROWS_OF_TWO
+                ).to(self.device)
                 pieces = score_batch(self.network, batch, way).log_probs.split(batch.target_lengths.tolist())
                 return [piece for _, piece in sorted(zip(batch.order, pieces, strict=True), key=lambda pair: pair[0])]
 
@@ -254,7 +255,8 @@ class Student(nn.Module):
                 )
             shares = False
             if way.packed and self._may_share_prompts:
-                together = [[0, 1], [2]]
+                first, second, other = check.examples
+                together = [Bundle((first, second)), Bundle((other,))]
                 shares = (
                     selfcheck.first_right([way], lambda w: score(w, together), check.log_probs, check.dtype)[0]
                     is not None

@@ -26,6 +26,7 @@ from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.nonfinite import load_bad_batch, repeat_bad_batch
 from slmreason.modules.policy_batch import PolicyBatch
+from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
 from slmreason.modules.sft import SFTModule
 from slmreason.records import Place
 from slmreason.rollout.transformers import HFEngine
@@ -90,14 +91,14 @@ def fit_sft(
 ) -> tuple[SFTModule, L.Trainer]:  # fmt: skip
     examples = solution_examples(student, 4 * batches)
     plan = [[*range(4 * i, 4 * i + 4)] for i in range(batches) if i not in leave_out]
-    module = module or SFTModule(student, learning_rate=1e-3, weight_decay=0.1)
+    module = module or SFTModule(student, SFTSettings(1e-3, weight_decay=0.1))
     loader = DataLoader(PackedDataset(examples, plan, accumulate, student.pad_token_id), batch_size=None)  # type: ignore[arg-type]
     trainer = L.Trainer(max_epochs=1, accumulate_grad_batches=accumulate, callbacks=list(callbacks), **QUIET | flags)
     trainer.fit(module, loader)
     return module, trainer
 
 
-@pytest.mark.parametrize("stage", [SFTModule, CFTModule])
+@pytest.mark.parametrize(("stage", "settings"), [(SFTModule, SFTSettings), (CFTModule, CFTSettings)])
 @pytest.mark.parametrize(
     ("what", "factor", "flags"),
     [
@@ -109,11 +110,14 @@ def fit_sft(
     ],
 )
 def test_a_step_that_is_not_finite_is_skipped_as_if_its_batches_were_not_there(
-    stage: type[SFTModule], what: str, factor: float, flags: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
+    stage: type[SFTModule], settings: type[Any], what: str, factor: float, flags: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     student, watches = Student("embedded:qwen2", instruction=""), Watches()
     poisons = Poisons(2, what=what, factor=factor)  # the first micro-batch of the second of four steps
-    module, trainer = fit_sft(student, poisons, watches, module=stage(student, 1e-3, weight_decay=0.1), **flags)
+    module, trainer = fit_sft(
+        student, poisons, watches, module=stage(student, settings(1e-3, weight_decay=0.1)), **flags
+    )
     first, second, third, fourth = watches.states
     assert same(first, second)
     assert not same(second, third)
@@ -123,7 +127,7 @@ def test_a_step_that_is_not_finite_is_skipped_as_if_its_batches_were_not_there(
     assert f"{stage.stage}, epoch 1, step 1: skipped" in caplog.text
 
     without, other = Watches(), Student("embedded:qwen2", instruction="")
-    fit_sft(other, without, module=stage(other, 1e-3, weight_decay=0.1), leave_out=(2, 3), **flags)
+    fit_sft(other, without, module=stage(other, settings(1e-3, weight_decay=0.1)), leave_out=(2, 3), **flags)
     assert same(watches.states[-1], without.states[-1])
 
 
@@ -136,7 +140,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_overflows_by_which_a_scaler_finds_its_scale_are_no_fault(student: Student) -> None:
     scaler, watches = torch.amp.GradScaler("cpu", init_scale=2.0**20), Watches()  # type: ignore[attr-defined]
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
-    module = SFTModule(student, 1e-3, max_skipped_steps=1)
+    module = SFTModule(student, SFTSettings(1e-3, max_skipped_steps=1))
     fit_sft(student, watches, module=module, accumulate=1, plugins=[plugin])
     assert module.skipped_steps == 0
     assert scaler.get_scale() < 2.0**20
@@ -151,7 +155,7 @@ def test_the_overflows_by_which_a_scaler_finds_its_scale_are_no_fault(student: S
 def test_a_learning_rate_that_blows_up_stops_the_run_and_leaves_what_shows_it_again(
     student: Student, tmp_path: Path
 ) -> None:
-    module = SFTModule(student, learning_rate=1e30)
+    module = SFTModule(student, SFTSettings(learning_rate=1e30))
     with pytest.raises(NonFiniteError, match=r"3 steps in a row .* sft\.learning_rate \(it was 1e\+30\)") as error:
         fit_sft(student, module=module, default_root_dir=str(tmp_path))
     path = tmp_path / "bad-batch-step-3.safetensors"
@@ -174,7 +178,7 @@ def test_a_learning_rate_that_blows_up_stops_the_run_and_leaves_what_shows_it_ag
 @pytest.mark.parametrize("lora", [None, Lora(r=4, alpha=8)])
 def test_the_saved_step_has_the_loss_to_the_digit(lora: Lora | None, tmp_path: Path) -> None:
     student = Student("embedded:qwen2", instruction="", lora=lora)
-    module = SFTModule(student, learning_rate=1e-3, max_skipped_steps=1)
+    module = SFTModule(student, SFTSettings(1e-3, max_skipped_steps=1))
     with pytest.raises(NonFiniteError):
         fit_sft(student, Poisons(6, what="gradient"), module=module, default_root_dir=str(tmp_path))
     path = tmp_path / "bad-batch-step-3.safetensors"
@@ -194,7 +198,7 @@ class CountedEngine(HFEngine):
 
 
 def fit_grpo(student: Student, poisons: Poisons, **options: Any) -> tuple[GRPOModule, Watches, L.Trainer]:
-    module = GRPOModule(student, CountedEngine(), AnswerReward(), max_completion_tokens=40, **options)
+    module = GRPOModule(student, CountedEngine(), AnswerReward(), GRPOSettings(max_completion_tokens=40, **options))
     module.gradient_clip_val, module.gradient_clip_algorithm = 1.0, "value"  # which would hide an infinite gradient
     watches, problems = Watches(), make_problems("chain", "train", 24, (1, 3, 6))
     recorder = RecordRollouts(Ledger(None), Place(1, "grpo"))
@@ -246,7 +250,8 @@ def test_grpo_stops_and_the_saved_step_has_the_loss_to_the_digit(
     bad = load_bad_batch(path)
     assert isinstance(bad.batches[0], PolicyBatch)
     assert bad.batches[0].reference_log_probs is not None
-    again = GRPOModule(Student("embedded:qwen2", instruction=""), HFEngine(), AnswerReward(), **options)  # type: ignore[arg-type]
+    settings = GRPOSettings(**options)  # type: ignore[arg-type]
+    again = GRPOModule(Student("embedded:qwen2", instruction=""), HFEngine(), AnswerReward(), settings)
     loss, norm = repeat_bad_batch(path, again)
     assert loss == pytest.approx(float(bad.about["loss"]), rel=1e-4, abs=1e-7)
     assert 0 < norm < float("inf")
@@ -266,11 +271,6 @@ def test_the_row_of_skipped_steps_goes_on_after_a_checkpoint(student: Student) -
     del checkpoint["skipped_steps"]  # of a run that knew of no such thing
     other.on_load_checkpoint(checkpoint)
     assert (other.skipped_steps, other.skipped_in_a_row) == (0, 0)
-
-
-def test_no_step_may_be_skipped_is_refused(student: Student) -> None:
-    with pytest.raises(ValueError, match=r"sft\.max_skipped_steps must be at least 1, got 0"):
-        SFTModule(student, max_skipped_steps=0)
 
 
 POISON = "--trainer.callbacks+=tests.modules.test_nonfinite.Poisons"

@@ -15,6 +15,7 @@ from slmreason.data.ledger import Ledger
 from slmreason.embedded.families import make_problems, rebuild, write_solution
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
+from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
 from slmreason.modules.sft import SFTModule
 from slmreason.records import Example, Place, Problem, RolloutGroup
 from slmreason.rollout.collect import collect
@@ -49,7 +50,7 @@ def test_sft_drives_32_examples_to_full_greedy_accuracy(student: Student) -> Non
             Example(student.encode_question(problem.question), student.encode_target(text), problem.id, "teacher")
         )
     assert accuracy(student, problems) < 0.8
-    module = SFTModule(student, learning_rate=1e-3, epochs=40, warmup_steps=5)
+    module = SFTModule(student, SFTSettings(learning_rate=1e-3, epochs=40, warmup_steps=5))
     L.Trainer(max_epochs=40, gradient_clip_val=1.0, **QUIET).fit(module, loader_of(examples, student, 32))
     assert accuracy(student, problems) == 1.0
 
@@ -61,7 +62,8 @@ def test_grpo_lifts_the_mean_reward_of_medium_problems_from_its_own_samples() ->
     medium = [g.problem for g in groups if 0.25 <= g.num_correct / 8 < 0.75][:32]
     assert len(medium) == 32
     before = accuracy(student, medium, 16, 1.0)
-    module = GRPOModule(student, HFEngine(), AnswerReward(), learning_rate=1e-4, max_completion_tokens=80)
+    settings = GRPOSettings(learning_rate=1e-4, max_completion_tokens=80)
+    module = GRPOModule(student, HFEngine(), AnswerReward(), settings)
     recorder = RecordRollouts(Ledger(None), Place(1, "grpo"))
     batches = [medium[:16], medium[16:]] * 5
     L.Trainer(max_epochs=1, callbacks=[recorder], gradient_clip_val=None, **QUIET).fit(module, Prompts(batches))
@@ -88,7 +90,7 @@ def test_cft_lowers_the_loss_on_held_out_critiques(student: Student) -> None:
         return -student.score(batch).log_probs.mean().item()
 
     before = {kind: loss(kind) for kind in settings.kinds}
-    module = CFTModule(student, learning_rate=3e-4, epochs=3, warmup_steps=3)
+    module = CFTModule(student, CFTSettings(learning_rate=3e-4, epochs=3, warmup_steps=3))
     L.Trainer(max_epochs=3, gradient_clip_val=1.0, **QUIET).fit(module, loader_of(train, student, 16))
     after = {kind: loss(kind) for kind in settings.kinds}
     assert after["diagnosis"] < 0.5 * before["diagnosis"], (before, after)

@@ -14,7 +14,8 @@ from slmreason.records import Example
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
-from slmreason.student.packing import collate
+from slmreason.student.bundles import Bundle, alone
+from slmreason.student.packing import collate_bundles
 from tests.causal_types import NOT_MADE, VOCABULARY, make_model
 
 QUICK = (
@@ -47,9 +48,10 @@ def plain(student: Student, example: Example) -> torch.Tensor:
     return log_probs[0, start - 1 : -1].gather(1, ids[0, start:, None]).squeeze(1)
 
 
-def worst(student: Student, examples: list[Example], bundles: list[list[int]] | None = None) -> float:
+def worst(student: Student, bundles: list[Bundle[Example]]) -> float:
     """The largest difference of what a batch in one row gives, in nats."""
-    batch = collate(examples, student.pad_token_id, bundles=bundles, hidden_size=4096)
+    examples = [example for bundle in bundles for example in bundle.members]
+    batch = collate_bundles(bundles, student.pad_token_id, hidden_size=4096)
     assert batch.input_ids.shape[0] == 1
     pieces = student.score(batch).log_probs.split(batch.target_lengths.tolist())
     found = dict(zip(batch.order, pieces, strict=True))
@@ -66,11 +68,11 @@ def test_a_type_comes_out_right_or_is_refused_by_name(kind: str, tmp_path: Path)
     named = f"student.model: (cannot load '.*{kind}'|{AutoConfig.for_model(kind).model_type})"
     try:
         student = Student(str(folder), instruction="")
-        assert worst(student, examples) < LIMIT
+        assert worst(student, alone(examples)) < LIMIT
         if student.shares_prompts:
             prompt = sequence(20, generator)
-            together = [Example(prompt, sequence(length, generator), "", "") for length in (15, 12, 9)]
-            assert worst(student, together, bundles=[[0, 1, 2]]) < LIMIT
+            sharing = [Example(prompt, sequence(length, generator), "", "") for length in (15, 12, 9)]
+            assert worst(student, [Bundle(tuple(sharing))]) < LIMIT
         groups = HFEngine().generate(student, [e.prompt_ids for e in examples], 2, Sampling(20, 1.0, 1.0, 3))
     except ValueError as refusal:
         if not re.match(named, str(refusal)):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slmreason.data.datamodule import PackedDataset
+from slmreason.modules.settings import SFTSettings
 from slmreason.modules.sft import SFTModule
 from slmreason.records import Example
 from slmreason.rollout.engine import Sampling
@@ -255,7 +256,7 @@ def test_a_student_learns_to_stop(family_: str, tmp_path: Path) -> None:
     before = [c for group in HFEngine().generate(student, prompts, 4, sampling) for c in group]
     assert sum(completion.truncated for completion in before) >= 8
     examples = [Example(prompt, student.encode_target("It is so."), "", "teacher") for prompt in prompts] * 60
-    module = SFTModule(student, learning_rate=5e-3)
+    module = SFTModule(student, SFTSettings(learning_rate=5e-3))
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
                              "enable_model_summary": False, "accelerator": "cpu"}  # fmt: skip
     plan = [list(range(start, start + 4)) for start in range(0, len(examples), 4)]

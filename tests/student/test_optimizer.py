@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from slmreason.callbacks import KeepCheckpoints
 from slmreason.data.datamodule import PackedDataset, PlannedLoader
 from slmreason.modules import base
+from slmreason.modules.settings import SFTSettings
 from slmreason.modules.sft import SFTModule
 from slmreason.run.tree import SafetensorsIO, load_tree, save_tree
 from slmreason.student import Lora, Student
@@ -157,7 +158,7 @@ def fit(student: Student, *callbacks: Callback, checkpoint: Path | None = None, 
     options = {**QUIET, "enable_checkpointing": saves, "precision": "bf16-true", "gradient_clip_val": 1.0,
                "plugins": [SafetensorsIO()], **flags}  # fmt: skip
     trainer = L.Trainer(max_epochs=1, callbacks=list(callbacks), **options)
-    module = SFTModule(student, learning_rate=1e-5, weight_decay=0.1, warmup_steps=2)
+    module = SFTModule(student, SFTSettings(learning_rate=1e-5, weight_decay=0.1, warmup_steps=2))
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     return trainer
 

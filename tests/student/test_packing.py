@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 import torch
@@ -11,59 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmreason.records import Example
-from slmreason.student import packing as batching
-from slmreason.student.packing import bundle, bundle_length, collate, pack_rows, plan_batches, row_cost
+from slmreason.student.bundles import Bundle
+from slmreason.student.packing import collate, collate_bundles, plan_batches
 
 
 def example(prompt: int, target: int, start: int = 10) -> Example:
     return Example(tuple(range(start, start + prompt)), tuple(range(start + 100, start + 100 + target)), "p", "teacher")
-
-
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=60), st.sampled_from([64, 896, 4096]))
-def test_pack_rows_keeps_each_sequence_once_and_costs_no_more_than_the_plain_ways(lengths: list[int], h: int) -> None:
-    rows = pack_rows(lengths, h)
-    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
-    cost = row_cost(len(rows), max(sum(lengths[index] for index in row) for row in rows), h)
-    assert cost <= row_cost(len(lengths), max(lengths), h)  # each alone, padded
-    assert cost <= row_cost(1, sum(lengths), h)  # all in one row
-
-
-def plain_pack_rows(lengths: list[int], hidden_size: int, device_type: str) -> list[list[int]]:
-    """Every number of rows tried in turn; the first of the cheapest."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    ways = []
-    for count in range(1, len(lengths) + 1):
-        rows: list[list[int]] = [[] for _ in range(count)]
-        sums = [0] * count
-        for index in order:
-            row = min(range(count), key=lambda row: (sums[row], row))
-            rows[row].append(index)
-            sums[row] += lengths[index]
-        ways.append((row_cost(count, max(sums), hidden_size, device_type), count, rows))
-    return min(ways)[2]
-
-
-@given(
-    st.lists(st.integers(1, 400) | st.sampled_from([3, 7]), min_size=1, max_size=40),
-    st.sampled_from([16, 128, 896]),
-    st.sampled_from(["cpu", "cuda"]),
-)
-def test_pack_rows_gives_what_trying_every_number_of_rows_gives(lengths: list[int], h: int, device_type: str) -> None:
-    assert pack_rows(lengths, h, device_type) == plain_pack_rows(lengths, h, device_type)
-
-
-def test_a_gpu_has_shorter_rows() -> None:
-    lengths = [397, 350, 310, 300, 290, 260, 200, 176] * 4
-    assert len(pack_rows(lengths, 896, "cuda")) > len(pack_rows(lengths, 896, "cpu"))
-    assert row_cost(3, 100, 896, "cuda") - row_cost(3, 100, 896, "cpu") == 3 * 100 * 6 * 100
-    assert collate([example(2, 300)] * 8, 0, device_type="cuda").input_ids.shape == (8, 302)
-
-
-def test_wide_models_have_long_rows_with_little_padding() -> None:
-    lengths = [397, 350, 310, 300, 290, 260, 200, 176]
-    shape = lambda h: (len(rows := pack_rows(lengths, h)), max(sum(lengths[i] for i in row) for row in rows))  # noqa: E731
-    assert shape(16)[0] == 7
-    assert shape(896) == (4, 590)  # 3 % padding; each alone would have 28 %
 
 
 @given(st.lists(st.integers(1, 300), max_size=80), st.integers(1, 400), st.integers(1, 9))
@@ -86,9 +38,25 @@ def test_collate_by_hand() -> None:
     assert batch.global_target_tokens == batch.num_target_tokens == 5
 
 
+def test_the_order_counts_sequences_one_bundle_after_another() -> None:
+    short = Bundle((example(2, 1), example(2, 2)))
+    long = Bundle((example(2, 20, 50), example(2, 30, 50)))
+    batch = collate_bundles([short, long], 0)
+    assert batch.order == (2, 3, 0, 1)  # the longest bundle lies in the first row
+    assert batch.target_lengths.tolist() == [20, 30, 1, 2]
+
+
 def test_collate_refuses_an_empty_prompt_and_names_the_problem() -> None:
     with pytest.raises(ValueError, match="problem p7"):
         collate([Example((), (1,), "p7", "teacher")], 0)
+
+
+def test_rows_are_those_of_the_device() -> None:
+    examples = [example(2, length) for length in [395, 348, 308, 298, 288, 258, 198, 174] * 4]
+    on_cpu, on_gpu = (
+        len(collate(examples, 0, hidden_size=896, device_type=device).input_ids) for device in ("cpu", "cuda")
+    )
+    assert on_gpu > on_cpu
 
 
 def test_a_batch_moves_whole() -> None:
@@ -98,7 +66,8 @@ def test_a_batch_moves_whole() -> None:
 
 def test_a_bundle_by_hand() -> None:
     """Prompt 10 11 with targets 110 and 110 111; the first token of each target is predicted from the prompt's end."""
-    batch = collate([example(2, 1), example(2, 2), example(1, 1, 70)], 0, bundles=[[0, 1], [2]])
+    bundles = [Bundle((example(2, 1), example(2, 2))), Bundle((example(1, 1, 70),))]
+    batch = collate_bundles(bundles, 0)
     assert batch.input_ids.tolist() == [[10, 11, 110, 110, 111, 70, 170]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3, 0, 1]]
     assert batch.target_index.tolist() == [2, 3, 4, 6]
@@ -117,47 +86,3 @@ def test_a_bundle_by_hand() -> None:
         ]
     ]
     assert collate([example(2, 1), example(2, 2)], 0).attention_mask is None
-
-
-@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 9), st.integers(1, 200)), min_size=1, max_size=12))
-def test_bundles_hold_each_example_once_and_one_prompt(groups: list[tuple[int, int, int]]) -> None:
-    examples = [
-        example(prompt, target, 1000 * number)
-        for number, (prompt, count, target) in enumerate(groups)
-        for _ in range(count)
-    ]
-    bundles = bundle(examples, 64)
-    assert [index for members in bundles for index in members] == list(range(len(examples)))
-    for members in bundles:
-        assert len({examples[index].prompt_ids for index in members}) == 1
-        assert bundle_length(examples, members) <= sum(len(examples[index]) for index in members)
-
-
-def many(groups: int, seed: int) -> list[Example]:
-    """Groups of 8 with a prompt of 100 tokens and targets of 100 to 300."""
-    rng = random.Random(seed)
-    return [example(100, rng.randint(100, 300), 1000 * group) for group in range(groups) for _ in range(8)]
-
-
-@pytest.mark.parametrize("groups", [255, 400])
-def test_very_many_examples_are_bundled_by_some_of_them_as_by_all(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = many(groups, seed=groups)
-    ours = bundle(examples, 896)
-    monkeypatch.setattr(batching, "LOOKED_AT", 1 << 30)
-    assert ours == bundle(examples, 896)
-
-
-@pytest.mark.timing
-def test_4096_groups_are_bundled_within_a_second() -> None:
-    examples = many(4096, seed=0)
-    began = time.perf_counter()
-    bundle(examples, 896)
-    assert time.perf_counter() - began < 1
-
-
-def test_short_targets_share_a_long_prompt_and_long_ones_do_not() -> None:
-    sizes = lambda prompt, target: [len(b) for b in bundle([example(prompt, target)] * 8, 896)]  # noqa: E731
-    assert sizes(200, 20) == [8]
-    assert sizes(100, 250) == [2] * 4
-    assert sizes(20, 1000) == [1] * 8
-    assert bundle([], 64) == []

@@ -11,7 +11,8 @@ from slmreason.records import Example
 from slmreason.rollout.decoding import Decoding, decoding_of
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student, selfcheck
-from slmreason.student.packing import collate
+from slmreason.student.bundles import Bundle
+from slmreason.student.packing import collate, collate_bundles
 from tests.causal_types import make_model
 from tests.student.test_student import examples_for
 
@@ -84,7 +85,8 @@ def test_a_model_that_sees_what_comes_is_refused_with_its_type_and_the_differenc
 
 def test_sequences_in_rows_of_their_own_are_those_that_were_packed() -> None:
     examples = [Example((1, 2, 3), (4, 5), "", ""), Example((1, 2, 3), (6,), "", ""), Example((7,), (8, 9, 10), "", "")]
-    batch = collate(examples, 0, bundles=[[0, 1], [2]], hidden_size=4096)
+    bundles = [Bundle((examples[0], examples[1])), Bundle((examples[2],))]
+    batch = collate_bundles(bundles, 0, hidden_size=4096)
     apart = batch.one_a_row()
     rows = [examples[i] for i in batch.order]
     assert apart.input_ids.shape == (3, max(map(len, rows)))

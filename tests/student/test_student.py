@@ -17,7 +17,8 @@ from slmreason.embedded.families import make_problems
 from slmreason.records import Example
 from slmreason.student import Lora, Student
 from slmreason.student import logprobs as head
-from slmreason.student.packing import collate
+from slmreason.student.bundles import Bundle, alone
+from slmreason.student.packing import collate, collate_bundles
 from tests.models import make_checkpoint
 
 
@@ -57,10 +58,11 @@ def test_a_shared_prompt_gives_the_log_probs_and_gradients_of_one_repeated(name:
     prompts = [example.prompt_ids for example in examples_for(student, 3)]
     texts = ["1+2=3\nThe answer is \\boxed{3}.", "4", "I do not know.", "2*2=4\n4+4=8"]
     examples = [Example(p, student.encode_target(t), "", "rollout") for p in prompts for t in texts]
-    together = [[0, 1, 2], [3], [4, 5, 6, 7], [8, 9], [10, 11]]
+    bounds = [0, 3, 4, 8, 10, 12]
+    together = [Bundle(tuple(examples[start:end])) for start, end in itertools.pairwise(bounds)]
     found, sizes = [], []
-    for bundles in (together, None):
-        batch = collate(examples, student.pad_token_id, bundles=bundles)
+    for bundles in (together, alone(examples)):
+        batch = collate_bundles(bundles, student.pad_token_id)
         student.zero_grad()
         scores = student.score(batch, 0.9, with_entropy=True)
         assert scores.entropy is not None
