@@ -75,7 +75,9 @@ def run(command: str, args: Sequence[str], description: str) -> int:
         disk is full, the teacher cannot be asked or the rollout engine failed; 130 after Ctrl-C.
     """
     _quiet()
-    if {"-h", "--help"} & set(args):  # what stands under the settings' fields, which takes a while to read
+    if any(
+        arg == "-h" or arg.partition("=")[0].endswith("help") for arg in args
+    ):  # what stands under the settings' fields, which takes a while to read
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
     if command == "export":
         return run_export(args, description)
