@@ -33,6 +33,7 @@ from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, Sampling, stable_seed
 from slmreason.run.progress import Watch
 from slmreason.runtime.distributed import rank, world_size
+from slmreason.runtime.lightning_internals import logged_metrics
 from slmreason.student import Student
 from slmreason.student.packing import PromptBatch, bundle, bundle_length, collate, plan_batches, without_targets
 from slmreason.verify.rewards import RewardFn
@@ -311,7 +312,7 @@ class GRPOModule(StudentModule):
 
     def _forget_update(self) -> None:
         """A step without an update has no loss to show: Lightning would show the last one's until the epoch ends."""
-        for metric in self.trainer._results.values():  # type: ignore[union-attr] # there while a loop runs
+        for metric in logged_metrics(self.trainer).values():
             if metric.meta.fx == "training_step" and not metric.meta.on_epoch:  # callbacks log what they like
                 metric.reset()
 
