@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, Timer
 from slmreason.rollout.engine import stable_seed
 from slmreason.runtime import preemption
 from slmreason.runtime.distributed import first_only, rank
+from slmreason.runtime.lightning_internals import logged_metrics
 
 
 class SeedSteps(Callback):
@@ -116,7 +117,7 @@ class KeepCheckpoints(Checkpoint):
         return {name: (float(metric.value), _weight(metric)) for name, metric in _means_and_sums(self._results)}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._results = trainer.fit_loop.epoch_loop._results
+        self._results = logged_metrics(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

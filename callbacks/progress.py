@@ -5,23 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from slmreason.modules.base import StudentModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.records import Place
 from slmreason.run.progress import Lines, Pace, Watch, duration
+from slmreason.runtime.lightning_internals import HeadedProgressBar
 
 
-class StageProgressBar(RichProgressBar):
+class StageProgressBar(HeadedProgressBar):
     """Lightning's rich bar, headed by round and stage; none where the output is not a terminal."""
 
     def __init__(self, place: Place, rounds: int, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate=refresh_rate if Console().is_terminal else 0)
         self.place, self.rounds = place, rounds
 
-    def _get_train_description(self, current_epoch: int) -> str:
+    def heading(self, current_epoch: int) -> str:
         return (
             f"round {self.place.round}/{self.rounds} {self.place.stage} "
             f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"

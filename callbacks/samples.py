@@ -18,6 +18,7 @@ from rich.text import Text
 
 from slmreason.records import Rollout, RolloutGroup
 from slmreason.run.folder import StageFolder
+from slmreason.runtime.lightning_internals import logging_step
 from slmreason.runtime.redact import shown
 
 
@@ -84,7 +85,7 @@ class SampleCompletions(Callback):
 
 def log_table(trainer: L.Trainer, name: str, rows: Sequence[dict[str, Any]]) -> None:
     """Rows as a table in TensorBoard, and in loggers that have a `log_table`, as W&B's. Texts are what may be shown."""
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped  # where Lightning puts the batch's metrics
+    step = logging_step(trainer)
     columns = list(rows[0])
     cells = [[shown(value) if isinstance(value, str) else value for value in row.values()] for row in rows]
     for logger in trainer.loggers:

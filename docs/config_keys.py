@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from docstring_parser import DocstringStyle, parse, parse_from_object
+from jsonargparse import set_parsing_settings
 
 from slmreason.callbacks import SampleCompletions, TrainingHealth
 from slmreason.cli.config import CLASS_KEYS, Parser, build_parser
@@ -138,14 +139,17 @@ def classes(base: type) -> list[type]:
 
 
 def arguments(cls: type, section: str) -> list[Key]:
-    """The arguments of a class's constructor as keys of a section."""
-    if cls.__init__ is object.__init__:  # type: ignore[misc]
-        return []
+    """The arguments of a class's constructor as keys of a section, with those that it takes for another class."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser()
+    parser.add_class_arguments(cls, section or None)
     found = []
-    for name, parameter in inspect.signature(cls, eval_str=True).parameters.items():
-        key = f"{section}.{name}" if section else name
-        default = "required" if parameter.default is parameter.empty else parameter.default
-        found.append(_key(key, type_name(parameter.annotation), default, meanings(cls).get(name)))
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        if hint is not None:
+            default = "required" if action.required else action.default
+            meaning = " ".join((action.help or "").split())
+            found.append(_key(str(action.dest), type_name(hint), default, meaning))
     return found
 
 

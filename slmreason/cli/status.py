@@ -37,7 +37,8 @@ def run(command: Command, args: Sequence[str]) -> int:
         SystemExit: with 143, after SIGTERM.
     """
     quiet()
-    if {"-h", "--help"} & set(args):  # what stands under the settings' fields, which takes a while to read
+    asks_for_help = any(arg == "-h" or arg.partition("=")[0].endswith("help") for arg in args)
+    if asks_for_help:  # what stands under the settings' fields, which takes a while to read
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
         job = prepared(command, args)

@@ -183,7 +183,7 @@ def sampling_bytes(engine: RolloutEngine, student: Student, shape: Shape, longes
         longest: tokens of a prompt with its completion.
     """
     if isinstance(engine, VLLMEngine):
-        return engine.gpu_memory_utilization * device_bytes
+        return engine.options.gpu_memory_utilization * device_bytes
     if isinstance(engine, HFEngine):
         max_sequences, max_cache_tokens = engine.limits(student)
         tokens = min(max_cache_tokens, max_sequences * longest)
@@ -236,7 +236,7 @@ def report_memory(
         return estimate(shape, budget, longest, shards, reference, sampling)
 
     need = needed(tokens)
-    beside = sampling if isinstance(engine, VLLMEngine) and not engine.sleep else 0.0
+    beside = sampling if isinstance(engine, VLLMEngine) and not engine.options.sleep else 0.0
     parts = {"weights": need.weights, "gradients": need.gradients, "optimizer": need.optimizer,
              f"activations of {tokens} tokens": need.activations, "logits": need.logits,
              "reference": need.reference, "vLLM, which does not sleep": beside}  # fmt: skip

@@ -18,6 +18,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.callbacks.timer import Timer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -26,7 +27,6 @@ from lightning.pytorch.strategies import (
     ParallelStrategy,
     SingleDeviceStrategy,
 )
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -41,7 +41,15 @@ from slmreason.run.metrics import StageCSVLogger
 from slmreason.run.tree import SafetensorsIO
 from slmreason.runtime.backend import BackendSettings, applied
 from slmreason.runtime.distributed import close, is_first, open_objects, world_size
-from slmreason.runtime.lightning_internals import patient_observer
+from slmreason.runtime.lightning_internals import (
+    group_timeout,
+    patient_observer,
+    rename,
+    started_processes,
+    starts_by_script,
+    tensor_parallel_size,
+    wandb_options,
+)
 from slmreason.student import Student
 from slmreason.student.weights import like
 
@@ -154,12 +162,12 @@ def _name_after_stage(logger: Logger, stage: str) -> None:
     A fit that is gone on with is the next version of the same name.
     """
     if isinstance(logger, CSVLogger | TensorBoardLogger):
-        logger._name = f"{logger.name}/{stage}".lstrip("/")
+        rename(logger, f"{logger.name}/{stage}".lstrip("/"))
     elif isinstance(logger, WandbLogger):
         import wandb
 
         wandb.finish()  # a run that is open would be taken for this one
-        options = logger._wandb_init
+        options = wandb_options(logger)
         options["name"] = f"{options['name']}/{stage}" if options["name"] else stage
         options["group"] = options.get("group") or os.environ.get("WANDB_RUN_GROUP") or stage.partition("/")[0]
 
@@ -199,14 +207,14 @@ def with_strategy(config: dict[str, Any]) -> dict[str, Any]:
         wanted = ModelParallelStrategy()
     if not isinstance(wanted, ModelParallelStrategy):
         return config
-    if wanted._tensor_parallel_size not in ("auto", 1):
+    if tensor_parallel_size(wanted) not in ("auto", 1):
         raise ValueError("trainer.strategy: tensor_parallel_size must be 1 (the student is sharded over all processes)")
     sharded = ShardedStrategy(
         data_parallel_size=world_size(),
         tensor_parallel_size=1,
         save_distributed_checkpoint=False,
-        process_group_backend=wanted._process_group_backend,
-        timeout=wanted._timeout,
+        process_group_backend=wanted.process_group_backend,
+        timeout=group_timeout(wanted),
     )
     return {**config, "strategy": sharded}
 
@@ -222,7 +230,8 @@ class ShardedStrategy(ModelParallelStrategy):
         return {name: whole for name, p in gathered if (whole := _whole(p)) is not None}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        state = plain.state_dict()
         moments = {i: {name: _whole(value) for name, value in kept.items()} for i, kept in state["state"].items()}
         return {**state, "state": moments}
 
@@ -291,12 +300,12 @@ class Processes:
         self._strategy: DDPStrategy | None = None
         if isinstance(strategy, ParallelStrategy):
             # One way to start them, whatever the fits will do: the same processes and the same group serve both.
-            same = DDPStrategy(process_group_backend=strategy._process_group_backend, timeout=strategy._timeout)
+            same = DDPStrategy(process_group_backend=strategy.process_group_backend, timeout=group_timeout(strategy))
             ddp = L.Trainer(**{**kept, "strategy": same, "precision": None}, **quiet)
             assert isinstance(ddp.strategy, DDPStrategy)
             self._strategy = ddp.strategy
-        started_by_script = isinstance(strategy.launcher, _SubprocessScriptLauncher | None)
-        if isinstance(strategy, ParallelStrategy) and not started_by_script:
+        by_script = strategy.launcher is None or starts_by_script(strategy.launcher)
+        if isinstance(strategy, ParallelStrategy) and not by_script:
             raise ValueError(f"trainer.strategy: {config['strategy']!r} forks or spawns this process; use ddp or fsdp")
 
     def place(self, student: Student) -> None:
@@ -323,8 +332,7 @@ class Processes:
             with patient_observer(PATIENCE_S):
                 return launcher.launch(joined)
         except BaseException:
-            if isinstance(launcher, _SubprocessScriptLauncher):
-                end_processes(launcher.procs)
+            end_processes(started_processes(launcher))
             raise
         finally:
             close()

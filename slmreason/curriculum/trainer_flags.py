@@ -31,6 +31,7 @@ from lightning.pytorch.callbacks import (
 
 from slmreason.run.folder import checked_folder
 from slmreason.run.tree import unsavable
+from slmreason.runtime.lightning_internals import waits_for_validation
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def refuse_callbacks(callbacks: Sequence[Callback], stages: Sequence[str], has_l
             raise ValueError(f"{name}: its state cannot be kept in a checkpoint: {where}")
         if isinstance(callback, ModelCheckpoint) and callback.dirpath:
             checked_folder(f"{name}.dirpath", str(callback.dirpath))
-        if isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end is False:
+        if isinstance(callback, EarlyStopping) and waits_for_validation(callback):
             raise ValueError(f"{name} is refused with check_on_train_epoch_end false: {NO_VALIDATION}")
         if isinstance(watched := getattr(callback, "monitor", None), str):
             _check_watched(name, callback, watched, stages, others_log)

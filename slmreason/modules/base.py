@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from slmreason.modules.nonfinite import gradient_norm, save_bad_batch
 from slmreason.modules.settings import FitSettings
+from slmreason.runtime.lightning_internals import attached_trainer
 from slmreason.student import Student
 from slmreason.student.optimizer import make_adamw, release
 
@@ -200,7 +201,7 @@ def learning_rate_factor(module: StudentModule) -> Callable[[int], float]:
 
 
 def _share_done(module: StudentModule) -> float:
-    trainer = module._trainer
+    trainer = attached_trainer(module)
     if trainer is None or not trainer.training or not trainer.max_epochs or trainer.max_epochs < 0:
         return 0.0
     batches, accumulate = trainer.num_training_batches, trainer.accumulate_grad_batches

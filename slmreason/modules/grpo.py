@@ -27,6 +27,7 @@ from slmreason.records import RolloutGroup
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine
 from slmreason.run.progress import Watch
+from slmreason.runtime.lightning_internals import logged_metrics
 from slmreason.student import Student
 from slmreason.student.packing import PromptBatch
 from slmreason.verify.rewards import RewardFn
@@ -220,6 +221,6 @@ def gradient_reduction(trainer: L.Trainer, is_last: bool) -> AbstractContextMana
 
 def forget_update(trainer: L.Trainer) -> None:
     """A step without an update has no loss to show: Lightning would show the last one's until the epoch ends."""
-    for metric in trainer._results.values():  # type: ignore[union-attr] # there while a loop runs
+    for metric in logged_metrics(trainer).values():
         if metric.meta.fx == "training_step" and not metric.meta.on_epoch:  # callbacks log what they like
             metric.reset()

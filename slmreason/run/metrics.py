@@ -5,39 +5,30 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
-
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from slmreason.run.files import write_text
+from slmreason.runtime.lightning_internals import AnyWriterCSVLogger, OpenCSVWriter
 
 
-class StageCSVLogger(CSVLogger):
+class StageCSVLogger(AnyWriterCSVLogger):
     """Writes `metrics.csv` into a stage's folder."""
 
     def __init__(self, stage_dir: Path) -> None:
         super().__init__(str(stage_dir), name="", version="", flush_logs_every_n_steps=20)
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        if self._experiment is None:
-            self._fs.makedirs(self.root_dir, exist_ok=True)
-            self._experiment = _Writer(log_dir=self.log_dir)
-        return self._experiment
+    def new_writer(self) -> _Writer:
+        return _Writer(log_dir=self.log_dir)
 
 
-class _Writer(ExperimentWriter):
-    def _check_log_dir_exists(self) -> None:
-        """Takes the columns of a file that is there; Lightning's own warns and deletes it."""
+class _Writer(OpenCSVWriter):
+    def find_file(self) -> None:
+        """Takes the columns of a file that is there."""
         path = Path(self.metrics_file_path)
         if path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
                 self.metrics_keys = next(csv.reader(file), [])
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+    def rewrite(self, fieldnames: list[str]) -> None:
         """As Lightning's, but whole or not at all."""
         path = Path(self.metrics_file_path)
         with open(path, newline="", encoding="utf-8") as file:

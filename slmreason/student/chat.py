@@ -14,7 +14,7 @@ from datetime import date as Date
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 PLAIN_TEMPLATE = (
@@ -38,30 +38,34 @@ class Chat:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        network: PreTrainedModel,
+        generation_config: GenerationConfig | None,
         system_prompt: str | None = None,
         instruction: str = "",
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         date: str = DATE,
+        section: str = "student",
     ) -> None:
         """
         Args:
+            generation_config: Of the model; what it says of the end of a turn counts, and nothing else.
             chat_template: Path of a jinja file that replaces the tokenizer's template.
             chat_template_kwargs: Variables for the template, in every rendering.
             date: What a template that asks for today's date gets; YYYY-MM-DD.
+            section: Of the config that these settings come from, for messages.
 
         Raises:
             ValueError: the template cannot be rendered, does not hold the question, or renders a conversation
                 otherwise than as its prompt and an answer; or nothing says what ends a turn. The message names the key.
         """
         self.tokenizer, self.system_prompt, self.instruction = tokenizer, system_prompt, instruction
+        self._section = section
         if chat_template is not None:
-            tokenizer.chat_template = _read_template(chat_template)
+            tokenizer.chat_template = _read_template(chat_template, section)
         elif not tokenizer.chat_template:
             begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
             tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
-        self._template = _with_date(tokenizer.get_chat_template(), date)
+        self._template = _with_date(tokenizer.get_chat_template(), date, section)
         self._kwargs = self._variables(chat_template_kwargs or {})
         self._in_parts = False
         """Whether the template reads contents as lists of parts."""
@@ -76,15 +80,15 @@ class Chat:
         turn_end = self._first_turn_token(after)
         self._after = after[: len(after) - len(after.lstrip())] if turn_end is not None else ""
         """White space that the template puts between an answer and the end of its turn."""
-        self._find_ends(network, turn_end)
+        self._find_ends(generation_config, turn_end)
 
-    def _find_ends(self, network: PreTrainedModel, turn_end: int | None) -> None:
+    def _find_ends(self, generation_config: GenerationConfig | None, turn_end: int | None) -> None:
         eos = self.tokenizer.eos_token_id
-        ends = [eos, getattr(network.generation_config, "eos_token_id", None)]
+        ends = [eos, getattr(generation_config, "eos_token_id", None)]
         found = {int(i) for end in ends if end is not None for i in (end if isinstance(end, list) else [end])}
         if turn_end is None and not found:
             raise ValueError(
-                "student.model: neither its tokenizer, template nor generation config says what ends a turn"
+                f"{self._section}.model: neither its tokenizer, template nor generation config says what ends a turn"
             )
         self.turn_end = turn_end if turn_end is not None else int(eos) if eos is not None else min(found)
         """The token that ends every training target: the template's, else the tokenizer's end-of-sequence token."""
@@ -147,9 +151,9 @@ class Chat:
     def _variables(self, given: Mapping[str, Any]) -> dict[str, Any]:
         for name in given:
             if name in _RESERVED:
-                raise ValueError(f"student.chat_template_kwargs: {name} is not for a config to set")
+                raise ValueError(f"{self._section}.chat_template_kwargs: {name} is not for a config to set")
             if not re.search(rf"\b{re.escape(name)}\b", self._template):
-                raise ValueError(f"student.chat_template_kwargs: the chat template knows no {name}")
+                raise ValueError(f"{self._section}.chat_template_kwargs: the chat template knows no {name}")
         return dict(given)
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
@@ -165,8 +169,8 @@ class Chat:
                 )
             )  # fmt: skip
         except Exception as error:  # whatever a template does with what it is given
-            what = "student.system_prompt" if system else "student.chat_template"
-            raise ValueError(f"{what}: the chat template refuses it: {error}") from error
+            what = "system_prompt" if system else "chat_template"
+            raise ValueError(f"{self._section}.{what}: the chat template refuses it: {error}") from error
 
     def _probe(self) -> tuple[str, str]:
         """(the prompt of a question, the conversation with its answer), with contents in the form that is read."""
@@ -187,8 +191,11 @@ class Chat:
             raise fault
         missing = [name for name, is_there in zip(("the question", "the question", "the answer", "the system prompt"),
                                                   held, strict=False) if not is_there]  # fmt: skip
-        key = "student.system_prompt" if missing == ["the system prompt"] else "student.chat_template"
-        raise ValueError(f"{key}: the chat template leaves out {missing[0]} (it should print each message's 'content')")
+        key = "system_prompt" if missing == ["the system prompt"] else "chat_template"
+        raise ValueError(
+            f"{self._section}.{key}: the chat template leaves out {missing[0]} (it should print each message's "
+            "'content')"
+        )
 
     def _find_frame(self, prompt: str, whole: str) -> tuple[str, str]:
         """(what the template leaves out of the prompt, what stands before an answer without thoughts).
@@ -209,9 +216,10 @@ class Chat:
         if _is_open(prompt) and not opened[2].strip() and head in (opened[0], opened[0].rstrip()):
             return "", f"\n{CLOSE}\n\n"  # past thoughts are left out of a conversation (DeepSeek-R1)
         shared = len(_common(prompt, head))
+        before = prompt[max(0, shared - 30) : shared]
         raise ValueError(
-            "student.chat_template: its prompt with an answer is not the beginning of the conversation that it "
-            f"renders: after {prompt[max(0, shared - 30) : shared]!r} the prompt has {prompt[shared : shared + 30]!r}, "
+            f"{self._section}.chat_template: its prompt with an answer is not the beginning of the conversation that "
+            f"it renders: after {before!r} the prompt has {prompt[shared : shared + 30]!r}, "
             f"the conversation {whole[shared : shared + 30]!r}"
         )
 
@@ -240,14 +248,14 @@ class Chat:
         return next((int(i) for i in ids if i in known), None)
 
 
-def _read_template(path: str) -> str:
+def _read_template(path: str, section: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"student.chat_template: {path} cannot be read: {error}") from error
+        raise ValueError(f"{section}.chat_template: {path} cannot be read: {error}") from error
 
 
-def _with_date(template: str, date: str) -> str:
+def _with_date(template: str, date: str, section: str) -> str:
     """A template in whose text the date stands in the place of each call for today's.
 
     Raises:
@@ -256,15 +264,16 @@ def _with_date(template: str, date: str) -> str:
     try:
         day = Date.fromisoformat(date)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"student.date: {date!r} is not a date such as {DATE}") from error
+        raise ValueError(f"{section}.date: {date!r} is not a date such as {DATE}") from error
     dated, calls = _TODAY.subn(lambda call: repr(day.strftime(call[2])), template)
     if re.search(r"strftime_now\s*\(", dated):
         raise ValueError(
-            "student.chat_template: it asks for today's date in a form that is not written out, so that the same "
+            f"{section}.chat_template: it asks for today's date in a form that is not written out, so that the same "
             "prompts could not be had tomorrow; write strftime_now('%d %b %Y') or the date itself"
         )
     if calls:
-        log.info("the chat template may print the date: it is %s in every prompt of this run (student.date)", date)
+        key = " (student.date)" if section == "student" else ""  # a teacher has no such key
+        log.info("the chat template may print the date: it is %s in every prompt of this run%s", date, key)
     return dated
 
 

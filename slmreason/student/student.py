@@ -120,7 +120,15 @@ class Student(nn.Module):
             attn_implementation=attn_implementation,
         )
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
-        self.chat = Chat(self.tokenizer, network, system_prompt, instruction, chat_template, chat_template_kwargs, date)
+        self.chat = Chat(
+            self.tokenizer,
+            network.generation_config,
+            system_prompt=system_prompt,
+            instruction=instruction,
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+            date=date,
+        )
         used = {*self.chat.question("1"), *self.chat.target("1")}
         check_tokens(network, tokenizer, used)
         # A base model may not list the end of turn of its own chat template: whoever loads the student must stop there.

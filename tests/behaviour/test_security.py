@@ -34,11 +34,10 @@ from slmreason.evaluate.benchmarks import Score
 from slmreason.export.export import model_card
 from slmreason.records import Problem, Rollout, RolloutGroup
 from slmreason.report.terminal import scores_table
-from slmreason.rollout.vllm import VLLMEngine
+from slmreason.rollout.vllm import VLLMOptions
 from slmreason.run.tree import load_tree
 from slmreason.runtime.redact import cell, is_secret, printable, redact, shown
 from slmreason.student import EMBEDDED, Student
-from slmreason.teacher.vllm import VLLMTeacher
 from tests.runs import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -351,7 +350,7 @@ def test_code_beside_a_known_kind_of_model_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("cls", [Student, VLLMEngine, VLLMTeacher])
+@pytest.mark.parametrize("cls", [Student, VLLMOptions])
 def test_foreign_code_is_off_unless_given(cls: type) -> None:
     assert signature(cls).parameters["trust_remote_code"].default is False
 

@@ -29,11 +29,10 @@ from slmreason.objectives import truncated_importance
 from slmreason.records import Example
 from slmreason.rollout.engine import Completion, EngineError, Sampling, prompt_limit
 from slmreason.rollout.transformers import HFEngine
-from slmreason.rollout.vllm import VLLMEngine
-from slmreason.rollout.vllm import engine as engine_module
-from slmreason.rollout.vllm import process as apart_module
-from slmreason.rollout.vllm.core import Core, Spec, starting
+from slmreason.rollout.vllm import Spec, VLLMEngine, VLLMOptions, in_process, process
+from slmreason.rollout.vllm.core import Core
 from slmreason.rollout.vllm.in_process import _Visit, free_unused_memory, plain_precision
+from slmreason.rollout.vllm.placement import starting
 from slmreason.student import Lora, Student
 from slmreason.student.packing import collate
 from tests.models import make_checkpoint
@@ -563,14 +562,14 @@ def test_another_precision_is_another_engine(here: VLLMEngine, student: Student)
 
 
 def worker_of(engine: VLLMEngine) -> subprocess.Popen[bytes]:
-    assert isinstance(engine._core, apart_module.Apart)
+    assert isinstance(engine._core, process.Worker)
     return engine._core._process
 
 
 def test_a_worker_answers_as_vllm_in_this_process(
     here: VLLMEngine, apart: VLLMEngine, lora_student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apart_module, "CHUNK_BYTES", 1)  # then as the largest tensor: it is filled often
+    monkeypatch.setattr(process, "CHUNK_BYTES", 1)  # then as the largest tensor: it is filled often
     prompts, seen, sampled = prompts_for(lora_student), [0, 0], 0
 
     def count(completions: int, tokens: int) -> None:
@@ -706,13 +705,13 @@ def test_a_worker_is_a_world_of_its_own_on_the_same_device(monkeypatch: pytest.M
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    environ = apart_module._environment(torch.device("cuda:1"), "/somewhere")
+    environ = process._environment(torch.device("cuda:1"), "/somewhere")
     assert environ["CUDA_VISIBLE_DEVICES"] == "7"
     assert environ["TMPDIR"] == "/somewhere"
     assert not environ.keys() & {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"}
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert apart_module._environment(torch.device("cuda:1"), "")["CUDA_VISIBLE_DEVICES"] == "1"
-    assert "CUDA_VISIBLE_DEVICES" not in apart_module._environment(torch.device("cpu"), "")
+    assert process._environment(torch.device("cuda:1"), "")["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in process._environment(torch.device("cpu"), "")
 
 
 # -- errors before anything starts, and the order of sleeping -------------------------------------------------------
@@ -727,7 +726,7 @@ def test_without_vllm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
 @needs_vllm
 @pytest.mark.parametrize("options", [{"max_sequences": 0}, {"timeout_s": 0}, {"gpu_memory_utilization": 1.5}])
 def test_wrong_engine_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"rollout: .*{next(iter(options))}"):
+    with pytest.raises(ValueError, match=rf"rollout\.{next(iter(options))} must be"):
         VLLMEngine(**options)
 
 
@@ -810,7 +809,7 @@ def test_the_trainers_cache_is_emptied_before_vllm_starts_wakes_or_samples(
 ) -> None:
     here.close()
     emptied: list[int] = []
-    for module in (engine_module, apart_module):
+    for module in (in_process, process):
         monkeypatch.setattr(module, "free_unused_memory", lambda: emptied.append(1))
     engine = VLLMEngine(placement, cache_gib=CACHE_GIB)  # type: ignore[arg-type]
     engine.sync(student)
@@ -851,7 +850,8 @@ def test_a_start_says_once_what_it_waits_for_and_how_long_it_took(
 def test_on_a_gpu_a_start_names_the_key_that_makes_it_shorter(
     eager: bool, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spec = Spec("model", "bfloat16", (1,), 64, 8, 0.4, None, eager, True, False, section="teacher")
+    options = VLLMOptions(section="teacher", enforce_eager=eager)
+    spec = Spec(model="model", dtype="bfloat16", eos_ids=(1,), max_model_len=64, options=options)
     with caplog.at_level("INFO", "slmreason"), starting(spec, torch.device("cuda:0")):
         pass
     assert words in caplog.text

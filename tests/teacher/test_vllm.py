@@ -108,9 +108,9 @@ def test_what_a_turn_spells_does_not_end_it(teacher: VLLMTeacher) -> None:
     ("options", "words"),
     [
         ({"model": "/nowhere/at/all"}, "teacher.model: cannot load '/nowhere/at/all'"),
-        ({"temperature": 3.0}, "temperature within 0 and 2"),
+        ({"temperature": 3.0}, r"teacher\.temperature must be within 0 and 2, got 3"),
         ({"max_completion_tokens": 1024}, "teacher.max_completion_tokens: 1024 is not below 1024"),
-        ({"max_sequences": 0}, "max_sequences must be at least 1"),
+        ({"max_sequences": 0}, r"teacher\.max_sequences must be at least 1, got 0"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], words: str) -> None:

@@ -2,67 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from slmreason.rollout.engine import Completion, EngineError, Sampling, prompt_seed
-
-log = logging.getLogger(__name__)
+from slmreason.rollout.vllm.options import Spec
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Bounds on the rank of adapters that vLLM can be built with."""
 BATCHED_TOKENS = 4096
 """Tokens that vLLM computes in one step on a GPU, at least. TRL has the same; vLLM by itself takes 2048."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a vLLM engine is built from. Engines of one spec differ in nothing but their weights."""
-
-    model: str
-    """Folder or hub name whose config.json describes the network."""
-    dtype: str
-    eos_ids: tuple[int, ...]
-    max_model_len: int
-    max_sequences: int
-    gpu_memory_utilization: float
-    cache_gib: float | None
-    enforce_eager: bool
-    sleep: bool
-    trust_remote_code: bool
-    from_disk: bool = False
-    """Read the weights that `model` has; else they come from outside alone."""
-    lora_rank: int | None = None
-    """Of adapters that come beside the weights; None where there are none, or where they are folded in."""
-    section: str = "rollout"
-    """Section of the config whose keys these are, for messages."""
-
-
-@contextmanager
-def starting(spec: Spec, device: torch.device) -> Iterator[None]:
-    """Says that vLLM starts, and what that waits for; and afterwards how long it took."""
-    if device.type != "cuda":
-        wait = "which takes about ten seconds on a CPU"
-    elif spec.enforce_eager:
-        wait = "which takes about half a minute"
-    else:
-        wait = (
-            "compiles the model and records CUDA graphs: one to three minutes the first time, less from vLLM's cache "
-            f"({spec.section}.enforce_eager true does without, and samples slower)"
-        )
-    log.info("vLLM starts with %s, %s", spec.model, wait)
-    began = time.monotonic()
-    yield
-    log.info("vLLM is ready after %.0f s", time.monotonic() - began)
 
 
 class Core:
@@ -87,7 +41,7 @@ class Core:
         from vllm import EngineArgs, LLMEngine
 
         self.spec = spec
-        self._sleeps = spec.sleep and not self._on_cpu
+        self._sleeps = spec.options.sleep and not self._on_cpu
         self._asleep: set[str] = set()
         self._adapters: Any = None
         """vLLM's name for the newest adapters; None where the weights hold all."""
@@ -100,22 +54,22 @@ class Core:
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
 
     def _arguments(self) -> dict[str, Any]:
-        spec = self.spec
-        cache = spec.cache_gib if spec.cache_gib is not None or not self._on_cpu else 1.0
+        spec, options = self.spec, self.spec.options
+        cache = options.cache_gib if options.cache_gib is not None or not self._on_cpu else 1.0
         arguments: dict[str, Any] = {
             "model": spec.model,
             "dtype": spec.dtype,
-            "trust_remote_code": spec.trust_remote_code,
+            "trust_remote_code": options.trust_remote_code,
             # Never from a pickle; a student's weights follow.
             "load_format": "safetensors" if spec.from_disk else "dummy",
             "skip_tokenizer_init": True,
             "generation_config": "vllm",  # no sampling defaults besides what we ask for
             "max_model_len": spec.max_model_len,
-            "max_num_seqs": spec.max_sequences,
-            "max_num_batched_tokens": max(BATCHED_TOKENS, spec.max_model_len, spec.max_sequences),
-            "gpu_memory_utilization": spec.gpu_memory_utilization,
+            "max_num_seqs": options.max_sequences,
+            "max_num_batched_tokens": max(BATCHED_TOKENS, spec.max_model_len, options.max_sequences),
+            "gpu_memory_utilization": options.gpu_memory_utilization,
             "kv_cache_memory_bytes": None if cache is None else int(cache * 2**30),
-            "enforce_eager": spec.enforce_eager or self._on_cpu,
+            "enforce_eager": options.enforce_eager or self._on_cpu,
             "enable_sleep_mode": self._sleeps,
             # Of the whole distribution, before top_p cuts it. The temperature is in the logits by then: see `_at`.
             "logprobs_mode": "raw_logprobs",
@@ -271,7 +225,7 @@ class Core:
         spec = self.spec
         return EngineError(
             f"{what} of {spec.model} are not numbers (NaN) in vLLM: its weights are not finite, or {spec.dtype} is too "
-            f"narrow for it; {spec.section}.dtype bfloat16 or float32 is wider than float16"
+            f"narrow for it; {spec.options.section}.dtype bfloat16 or float32 is wider than float16"
         )
 
     # -- memory -----------------------------------------------------------------------------------------------------

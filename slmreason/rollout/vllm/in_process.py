@@ -1,4 +1,4 @@
-"""What vLLM changes in the process it runs in is in place while it works there, and put back when it has done.
+"""vLLM in the trainer's process. What it changes there is in place while it works, and put back when it has done.
 
 And the other way round: what Lightning changes for a training step (default dtype, autocast) is not seen by vLLM, which
 is made for a process of its own.
@@ -9,13 +9,23 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from slmreason.rollout.engine import Completion, EngineError, Sampling
+from slmreason.rollout.vllm.core import Core
+from slmreason.rollout.vllm.options import Spec
+from slmreason.rollout.vllm.placement import starting
+from slmreason.runtime.redact import redact
 
 
 @contextmanager
@@ -88,10 +98,6 @@ class _Visit:
                 gc.unfreeze()
 
 
-VISIT = _Visit()
-"""One for the process, as vLLM's own state is."""
-
-
 def _change_stream(before: Any, after: Any) -> None:
     """Makes another CUDA stream the current one; what it is given to do waits for what the one before has to do."""
     if before is not None and after is not None:
@@ -115,3 +121,59 @@ def _restore(owner: Any, ours: dict[str, Any]) -> list[tuple[Any, str, Any]]:
         else:
             setattr(owner, name, original)
     return changes
+
+
+VISIT = _Visit()
+"""One for the process, as vLLM's own state is."""
+
+
+class InProcess:
+    """A core in the trainer's process."""
+
+    def __init__(self, spec: Spec, device: torch.device) -> None:
+        self.spec = spec
+        self._folder = tempfile.TemporaryDirectory(prefix="slmreason-vllm-", ignore_cleanup_errors=True)
+        free_unused_memory()
+        try:
+            with starting(spec, device), VISIT():
+                self._core = Core(spec)
+        except Exception as error:
+            raise EngineError(redact(f"vLLM cannot start with {spec.model}: {error}")) from error
+        self._end = weakref.finalize(self, _close_within, self._core, self._folder, os.getpid())
+
+    @property
+    def folder(self) -> Path:
+        """See `Placement.folder`."""
+        return Path(self._folder.name)
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See `Core.load`."""
+        free_unused_memory()
+        with VISIT():
+            # A weight is the student's own, or good only until the next; vLLM keeps a layer's until it has them all.
+            self._core.load((name, tensor.detach().clone()) for name, tensor in weights)
+
+    def load_adapters(self, folder: str) -> str | None:
+        """See `Core.load_adapters`."""
+        free_unused_memory()
+        with VISIT():
+            return self._core.load_adapters(folder)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, tick: Callable[[int, int], None]
+    ) -> list[list[Completion]]:
+        """See `Core.generate`."""
+        free_unused_memory()
+        with VISIT():
+            return self._core.generate(prompts, group_size, sampling, tick)
+
+    def close(self) -> None:
+        """Ends vLLM."""
+        self._end()
+
+
+def _close_within(core: Core, folder: tempfile.TemporaryDirectory[str], owner: int) -> None:
+    if os.getpid() == owner:  # and not a fork of the trainer, such as a data loader
+        with VISIT():
+            core.close()
+        folder.cleanup()

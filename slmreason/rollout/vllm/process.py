@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from slmreason.rollout.engine import Completion, EngineError, Sampling
-from slmreason.rollout.vllm.core import Spec, starting
 from slmreason.rollout.vllm.in_process import free_unused_memory
+from slmreason.rollout.vllm.options import Spec
+from slmreason.rollout.vllm.placement import starting
 from slmreason.rollout.vllm.worker import ALIGNMENT, Entry, completions_of, receive, send, shared, view
 from slmreason.runtime.redact import redact
 
@@ -31,10 +32,17 @@ CHUNK_BYTES = 256 * 2**20
 """Weights are handed over in pieces of this size, or of the largest tensor's."""
 
 
-class Apart:
+class Worker:
     """A core in a process of its own, spoken to over a socket; weights go through memory that both see."""
 
-    def __init__(self, spec: Spec, device: torch.device, largest: int, timeout_s: float, log_dir: str | None) -> None:
+    def __init__(self, spec: Spec, device: torch.device, largest: int = 0) -> None:
+        """
+        Args:
+            largest: bytes of the largest weight that it will be given; 0 where it reads them from the disk.
+
+        Raises:
+            EngineError: the system has no shared memory, or vLLM cannot be started.
+        """
         if not hasattr(os, "memfd_create"):
             raise EngineError("rollout.placement: a worker needs Linux; in_process does not")
         self.spec = spec
@@ -46,7 +54,7 @@ class Apart:
         os.ftruncate(buffer_fd, size)
         self._buffer = shared(buffer_fd, size)
         ours, theirs = socket.socketpair()
-        log, self._log = _new_log(log_dir or self._folder.name)
+        log, self._log = _new_log(spec.options.log_dir or self._folder.name)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", "import sys; from slmreason.rollout.vllm.worker import main; "
              "main(*sys.argv[1:])", str(theirs.fileno()), str(buffer_fd), str(size), self._folder.name],
@@ -60,7 +68,7 @@ class Apart:
         self._wait_at_most(START_S)
         with starting(spec, device):
             self._ask(f"starting vLLM with {spec.model}", spec)
-        self._wait_at_most(timeout_s)
+        self._wait_at_most(spec.options.timeout_s)
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See `Core.load`."""
@@ -104,7 +112,7 @@ class Apart:
 
     @property
     def folder(self) -> Path:
-        """For files that the worker reads; it goes with the worker."""
+        """See `Placement.folder`."""
         return Path(self._folder.name)
 
     def close(self) -> None:

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from slmreason.rollout.engine import Completion, Sampling
-from slmreason.rollout.vllm.core import Core, Spec
+from slmreason.rollout.vllm.core import Core
+from slmreason.rollout.vllm.options import Spec, VLLMOptions
 
 HEARTBEAT_S = 1.0
 """A worker that is alive says so at least this often while it samples."""
@@ -62,7 +63,8 @@ def shared(descriptor: int, size: int) -> Tensor:
 
 def spec_of(fields: dict[str, Any]) -> Spec:
     """The spec that was sent."""
-    return Spec(**{**fields, "eos_ids": tuple(fields["eos_ids"])})
+    options = VLLMOptions(**fields["options"])
+    return Spec(**{**fields, "eos_ids": tuple(fields["eos_ids"]), "options": options})
 
 
 def completions_of(groups: list[list[dict[str, Any]]]) -> list[list[Completion]]:
