@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from slmreason.runtime.face import lazily
 
 if TYPE_CHECKING:
+    from slmreason.cli.python import FitResult, fit
     from slmreason.data.datamodule import ReasoningDataModule
     from slmreason.modules.cft import CFTModule
     from slmreason.modules.grpo import GRPOModule
+    from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
     from slmreason.modules.sft import SFTModule
     from slmreason.records import Problem
     from slmreason.rollout.transformers import HFEngine
@@ -20,14 +22,19 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerReward",
     "CFTModule",
+    "CFTSettings",
+    "FitResult",
     "GRPOModule",
+    "GRPOSettings",
     "HFEngine",
     "Lora",
     "Problem",
     "ReasoningDataModule",
     "SFTModule",
+    "SFTSettings",
     "Student",
     "VLLMEngine",
+    "fit",
 ]
 
 __getattr__ = lazily(
@@ -35,13 +42,18 @@ __getattr__ = lazily(
     {
         "AnswerReward": "verify.rewards",
         "CFTModule": "modules.cft",
+        "CFTSettings": "modules.settings",
+        "FitResult": "cli.python",
         "GRPOModule": "modules.grpo",
+        "GRPOSettings": "modules.settings",
         "HFEngine": "rollout.transformers",
         "Lora": "student.student",
         "Problem": "records",
         "ReasoningDataModule": "data.datamodule",
         "SFTModule": "modules.sft",
+        "SFTSettings": "modules.settings",
         "Student": "student.student",
         "VLLMEngine": "rollout.vllm.engine",
+        "fit": "cli.python",
     },
 )

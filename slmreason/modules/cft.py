@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from slmreason.data.datamodule import ReasoningDataModule
+from slmreason.modules.base import StudentModule
 from slmreason.modules.settings import CFTSettings
 from slmreason.modules.sft import SFTModule
 from slmreason.student import Student
@@ -14,3 +16,7 @@ class CFTModule(SFTModule):
 
     def __init__(self, student: Student, settings: CFTSettings | None = None) -> None:
         super().__init__(student, settings or CFTSettings())
+
+    def enter(self, data: ReasoningDataModule) -> int:
+        """Critiques are made by a curriculum alone."""
+        return StudentModule.enter(self, data)

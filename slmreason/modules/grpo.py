@@ -14,18 +14,22 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules import policy_batch
 from slmreason.modules.base import StudentModule
+from slmreason.modules.by_hand import ProblemsToSolve, load
 from slmreason.modules.policy_batch import PolicyBatch
+from slmreason.modules.record import RecordRollouts, records_into
 from slmreason.modules.settings import GRPOSettings
 from slmreason.objectives import kl_penalty, policy_loss, truncated_importance
-from slmreason.records import RolloutGroup
+from slmreason.records import Place, RolloutGroup
 from slmreason.rollout.collect import collect
-from slmreason.rollout.engine import RolloutEngine
+from slmreason.rollout.engine import RolloutEngine, prompt_limit
 from slmreason.run.progress import Watch
 from slmreason.runtime.lightning_internals import logged_metrics
 from slmreason.student import Student
@@ -57,12 +61,21 @@ class GRPOModule(StudentModule):
         self.rollout_watch: Watch | None = None
         """Is told of rollouts while they are sampled."""
 
+    def enter(self, data: ReasoningDataModule) -> int:
+        """Every problem that is not mastered by the evidence there is."""
+        tokens = self.settings.max_completion_tokens
+        load(data, self.student, prompt_limit(self.student, self.engine, tokens, f"{tokens} tokens of a completion"))
+        self.token_budget = data.token_budget
+        return data.enter(ProblemsToSolve(Place(1, self.stage), self.settings.prompts_per_step))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The data module draws its sets from these very rollouts: what records them is attached where nobody did."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ReasoningDataModule) or records_into(data.ledger, self.trainer):
+            return []
+        return [RecordRollouts(data.ledger, Place(1, self.stage))]
+
     def on_fit_start(self) -> None:
-        if not any(getattr(callback, "records_evidence", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-            raise RuntimeError(
-                "GRPO re-stratifies from its own rollouts, but nothing records them: add "
-                "slmreason.callbacks.RecordRollouts to trainer.callbacks"
-            )
         super().on_fit_start()
         self._freeze_reference()
 
