@@ -22,9 +22,7 @@ from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.sources import Columns
 from slmreason.data.strata import Bands
 from slmreason.evaluate.benchmarks import EvaluationSettings
-from slmreason.modules.cft import CFTModule
-from slmreason.modules.grpo import GRPOModule
-from slmreason.modules.sft import SFTModule
+from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
 from slmreason.runtime.backend import BackendSettings
 from slmreason.student import Lora, Student
 from slmreason.supervision.bridge import BridgeSettings
@@ -42,9 +40,9 @@ OWNERS: dict[str, type] = {
     "curriculum": CurriculumSettings,
     "curriculum.probe": ProbeSettings,
     "curriculum.checkpoint": CheckpointSettings,
-    "sft": SFTModule,
-    "grpo": GRPOModule,
-    "cft": CFTModule,
+    "sft": SFTSettings,
+    "grpo": GRPOSettings,
+    "cft": CFTSettings,
     "bridge": BridgeSettings,
     "critique": CritiqueSettings,
     "evaluation": EvaluationSettings,
@@ -154,9 +152,14 @@ def arguments(cls: type, section: str) -> list[Key]:
 
 
 def meanings(cls: type) -> dict[str, str]:
-    """What each argument of a class means: from `Args:` of its constructor, or the text under each field."""
-    style = DocstringStyle.GOOGLE
-    docs = [parse_from_object(cls, style), parse(cls.__init__.__doc__ or "", style)]  # type: ignore[misc]
+    """What each argument of a class means: from `Args:` of its constructor, or the text under each field.
+
+    What a class does not say, a class below which it stands says.
+    """
+    style, docs = DocstringStyle.GOOGLE, []
+    for owner in reversed(cls.__mro__):
+        if owner.__module__.startswith("slmreason."):
+            docs += [parse_from_object(owner, style), parse(owner.__init__.__doc__ or "", style)]  # type: ignore[misc]
     return {p.arg_name: " ".join(p.description.split()) for doc in docs for p in doc.params if p.description}
 
 
