@@ -99,7 +99,7 @@ def check_positions(made: Namespace, config: Namespace) -> None:
         ValueError: a prompt of the pool with what follows it is longer than the student's positions.
     """
     student, positions = made.student, made.student.max_length
-    longest = max(student.prompt_length(problem.question) for problem in made.data.problems)
+    longest = max(student.prompt_length(problem) for problem in made.data.problems)
     follows = {"grpo.max_completion_tokens": config.grpo.max_completion_tokens}
     if "sft" in made.curriculum.stages:
         follows["bridge.max_trace_tokens"] = made.bridge.max_trace_tokens

@@ -57,9 +57,7 @@ class AcquisitionStage:
             if trace is None:
                 continue
             target = self.student.encode_target(trace.text)
-            examples.append(
-                Example(self.student.encode_question(problem.question), target, problem.id, trace.provenance)
-            )
+            examples.append(Example(self.student.encode_problem(problem), target, problem.id, trace.provenance))
         for record in self.critiques:
             examples += critique_examples(record, self.student, self.critique_kinds)
         return examples

@@ -71,7 +71,7 @@ class Work:
             cls: of the results: a record, or `dict`.
             completions: of a problem.
         """
-        lengths = [self.student.prompt_length(problem.question) for problem in problems]
+        lengths = [self.student.prompt_length(problem) for problem in problems]
         order = sorted(range(len(problems)), key=lambda index: (-lengths[index], index))
         made = self.journal.chunks(
             key, [problems[index] for index in order], make, cls, self.at_a_time(completions),

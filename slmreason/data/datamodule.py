@@ -138,14 +138,14 @@ class ReasoningDataModule(L.LightningDataModule):
 
     def load(
         self,
-        prompt_length: Callable[[str], int],
+        prompt_length: Callable[[Problem], int],
         benchmarks: Mapping[str, Iterable[Problem]],
         longest: PromptLimit | None = None,
     ) -> None:
         """Reads the pool, and the evidence that `slmreason stratify` wrote of it.
 
         Args:
-            prompt_length: question -> number of prompt tokens under the student's template.
+            prompt_length: problem -> number of prompt tokens under the student's template.
             benchmarks: problems that are not to be trained on, by the benchmark's name.
             longest: prompt that leaves room for its rollouts in the student and the engine.
 

@@ -11,7 +11,7 @@ from slmreason.data.identity import Identity, Matched, Pool, identity_in, read_p
 from slmreason.data.ledger import own_solution
 from slmreason.data.rows import readable
 from slmreason.data.strata import Bands
-from slmreason.records import Problem, RolloutGroup
+from slmreason.records import Problem, RolloutGroup, to_json
 from slmreason.run.files import record_of, written_rows
 from slmreason.run.folder import RunFolder
 
@@ -29,7 +29,13 @@ def evidence_row(group: RolloutGroup, bands: Bands) -> dict[str, Any]:
         "solution": own_solution(group),
         "question": group.problem.question,
         "answer": group.problem.answer,
+        **_turns_of(group.problem),
     }
+
+
+def _turns_of(problem: Problem) -> dict[str, Any]:
+    """The earlier turns of a problem, where it has any: without them its line would be of another problem."""
+    return {"turns": [to_json(turn) for turn in problem.turns]} if problem.turns else {}
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def evaluate(
 def answer_rows(benchmark: str, group: RolloutGroup) -> list[dict[str, Any]]:
     """What the student answered to one problem of a benchmark, and whether it was right."""
     return [
-        {"benchmark": benchmark, "problem_id": group.problem.id, "question": group.problem.question,
+        {"benchmark": benchmark, "problem_id": group.problem.id, "question": group.problem.whole_question,
          "answer": group.problem.answer, "correct": rollout.correct,
          "truncated": rollout.truncated, "tokens": len(rollout.completion_ids), "text": rollout.text}
         for rollout in group.rollouts

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date as Date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from slmreason.records import Turn
+from slmreason.student import turns as earlier
 
 log = logging.getLogger(__name__)
 PLAIN_TEMPLATE = (
@@ -102,9 +106,24 @@ class Chat:
         # The template brings its own beginning-of-sequence token, where the model has one.
         return tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
-    def question(self, question: str) -> tuple[int, ...]:
-        """Token ids of the prompt that asks for a solution: the question, the instruction, the generation prompt."""
-        return self.prompt(f"{question}\n{self.instruction}" if self.instruction else question)
+    def question(self, question: str, turns: Sequence[Turn] = ()) -> tuple[int, ...]:
+        """Token ids of the prompt that asks for a solution: the question, the instruction, the generation prompt.
+
+        Args:
+            turns: what was said before the question; a system turn follows the student's own system prompt.
+
+        Raises:
+            ValueError: there are earlier turns, and the template leaves them out.
+        """
+        asked = f"{question}\n{self.instruction}" if self.instruction else question
+        messages = earlier.as_messages(turns, asked)
+        if not turns:
+            return self.conversation(messages)
+        if turns[0].role == "system" and not self._takes_system:
+            messages = earlier.without_system(messages)
+        if len(messages) > 2 and not self._takes_earlier:
+            raise ValueError("student.chat_template: the chat template leaves out the earlier turns of a conversation")
+        return self.conversation(messages)
 
     def text(self, text: str) -> tuple[int, ...]:
         """Token ids of the beginning of an answer, without any special token.
@@ -142,6 +161,17 @@ class Chat:
                 text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
+    @cached_property
+    def _takes_system(self) -> bool:
+        return earlier.takes_system(self._prompt_text)
+
+    @cached_property
+    def _takes_earlier(self) -> bool:
+        return earlier.takes_earlier(self._prompt_text)
+
+    def _prompt_text(self, messages: list[dict[str, str]]) -> str:
+        return self._render(messages, add_generation_prompt=True)
+
     # -- what the template does -------------------------------------------------------------------------------------
 
     def _variables(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +184,7 @@ class Chat:
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        conversation: list[dict[str, Any]] = [*system, *messages]
+        conversation: list[dict[str, Any]] = [*earlier.joined_systems([*system, *messages])]
         if self._in_parts:
             conversation = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in conversation]
         try:

@@ -240,8 +240,7 @@ def _hand_over(
         return {}
     # The student's own tokens for prefix and continuation are joined as text, then encoded once as a target.
     encoded = {
-        index: student.encode_question(problems[index].question) + student.chat.text(prefix)
-        for index, prefix in prefixes.items()
+        index: student.encode_problem(problems[index]) + student.chat.text(prefix) for index, prefix in prefixes.items()
     }
     longest = prompt_limit(student, engine, sampling.max_new_tokens, f"{sampling.max_new_tokens} new tokens")
     prompts = {index: prompt for index, prompt in encoded.items() if len(prompt) <= longest.tokens}
@@ -270,7 +269,7 @@ def score_traces(
 ) -> list[Learnability]:
     """Rank-surprisal ratio and mean NLL of each trace under the student, packed, without gradient."""
     examples = [
-        Example(student.encode_question(problem.question), student.encode_target(text), problem.id, "teacher")
+        Example(student.encode_problem(problem), student.encode_target(text), problem.id, "teacher")
         for problem, text in zip(problems, texts, strict=True)
     ]
     with student.evaluating(), student.whole():

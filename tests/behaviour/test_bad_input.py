@@ -51,7 +51,7 @@ def with_raw(column: str, value: bytes) -> bytes:
     return row(**{column: "HERE"}).replace(b'"HERE"', value)
 
 
-QUESTION, ANSWER = "question|problem|input|prompt", "answer|final_answer|target|result"
+QUESTION, ANSWER = Columns.question, Columns.answer
 BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "no question": (row(question=...), f"no column {QUESTION!r}: there are ['answer']"),
     "no answer": (row(answer=...), f"no column {ANSWER!r}: there are ['question']"),

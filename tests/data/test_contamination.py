@@ -12,7 +12,7 @@ from slmreason.cli import main
 from slmreason.data.contamination import contaminated, normalise
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.sources import load_problems
-from slmreason.records import Problem
+from slmreason.records import Problem, Turn
 from tests.data.test_benchmark_data import FILES, problems_of
 from tests.runs import SMALL, Run
 
@@ -226,3 +226,10 @@ def test_real_questions_that_stand_in_one_benchmark_twice_are_the_same_but_for_s
     bare = [["".join(filter(str.isalnum, p.question)).lower() for p in pair] for pair in twins]
     assert all(mine == other for mine, other in bare)
     assert sum(mine.answer != other.answer for mine, other in twins) == 2  # wrong golds of the set itself
+
+
+def test_a_question_in_another_conversation_is_another_question_and_a_system_turn_is_none() -> None:
+    asked = Problem("b", "And twice that?", "4", turns=(Turn("user", "1 + 1?"), Turn("assistant", "2")))
+    other = Problem("o", "And twice that?", "8", turns=(Turn("user", "2 + 2?"), Turn("assistant", "4")))
+    under = Problem("u", "And twice that?", "4", turns=(Turn("system", "Be brief."), *asked.turns))
+    assert set(contaminated([asked, other, under], {"bench": [asked]})) == {"b", "u"}

@@ -20,7 +20,7 @@ from slmreason.data.identity import check_pool, given_critiques, given_traces, p
 from slmreason.data.recorded import read_recorded
 from slmreason.data.sources import load_problems
 from slmreason.data.strata import Bands
-from slmreason.records import BridgeResult, Critique, Problem, Rollout, RolloutGroup, Trace, to_json
+from slmreason.records import BridgeResult, Critique, Problem, Rollout, RolloutGroup, Trace, Turn, to_json
 from tests.runs import SMALL
 
 FIT = [*SMALL, "--curriculum.stages=[sft]", "--curriculum.probe.attempts=1", "--sft.epochs=1", "--benchmarks=[]",
@@ -241,3 +241,13 @@ def test_the_file_of_a_group_tells_its_problem_whole() -> None:
     problem = Problem("a", "q ?", "1")
     assert problem.key == Problem("b", " q\n?", "1").key != Problem("a", "q ?", "2").key
     assert "key" not in to_json(problem)
+
+
+def test_evidence_of_a_question_after_earlier_turns_is_not_that_of_the_question_alone(tmp_path: Path) -> None:
+    alone = Problem("a", "How many?", "3")
+    after = Problem("b", "How many?", "3", turns=(Turn("user", "Hi."), Turn("assistant", "Yes?")))
+    file = write(
+        tmp_path / "bands.jsonl", [evidence_row(group(p, right), Bands()) for p, right in ((alone, 0), (after, 2))]
+    )
+    rows = as_ledger_rows(matched_evidence(file, [after, alone]))
+    assert {row["problem_id"]: row["successes"] for row in rows} == {"a": 0, "b": 2}
