@@ -284,6 +284,6 @@ def _variant(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    import slmreason.cli.commands  # noqa: F401 - once, before the processes are forked
+    import slmreason.cli.fit  # noqa: F401 - once, before the processes are forked
 
     sys.exit(main())

@@ -13,7 +13,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ import pytest
 import torch
 import yaml
 
-from slmreason.cli import COMMANDS, arms, commands, main
-from slmreason.cli.config import CLASS_KEYS, build_parser, flat, parse
+from slmreason.cli import COMMANDS, compare, fit, main
+from slmreason.cli.command import Job, find
+from slmreason.cli.config import CLASS_KEYS, build_parser, parse
+from slmreason.cli.difference import differing_keys, flat
 from slmreason.data.sources import KNOWN, Columns
 from slmreason.modules.grpo import GRPOModule
 from slmreason.records import Problem
@@ -134,8 +136,6 @@ def test_a_key_without_a_meaning_stops_the_build(monkeypatch: pytest.MonkeyPatch
 
 def test_the_keys_that_may_change_are_those_of_the_code() -> None:
     """The page says which; the code's own rule is asked about each key of the two configs."""
-    from slmreason.cli.config import differing_keys
-
     text = (DOCS / "config.md").read_text().partition("## Keys that may change")[2].partition("\n## ")[0]
     named = set(re.findall(r"`([\w.]+)`", text)) - {"APITeacher"}
     teacher = [name for name in named if "." not in name and name != "run_dir"]
@@ -167,10 +167,12 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pa
             (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(commands, "PREPARE", {name: lambda parser, config: lambda: None for name in commands.PREPARE})
+    for name in ("fit", "test", "stratify", "bridge", "critique"):
+        idle = replace(find(name), prepare=lambda request: Job(lambda: None))
+        monkeypatch.setattr(f"slmreason.cli.{name}.COMMAND", idle)
     monkeypatch.setattr("slmreason.runtime.preemption.listen", lambda: None)
-    monkeypatch.setattr(arms, "work_through", lambda runs, free: [])
-    monkeypatch.setattr(arms, "show", lambda *_: None)
+    monkeypatch.setattr(compare, "work_through", lambda runs, free: [])
+    monkeypatch.setattr(compare, "show", lambda *_: None)
     yield tmp_path
     for path in tmp_path.glob("*.py"):
         sys.modules.pop(path.stem, None)
@@ -279,7 +281,7 @@ def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(commands, "GRPOModule", GRPOModule)  # put back what cispo.py puts in its place
+    monkeypatch.setattr(fit, "GRPOModule", GRPOModule)  # put back what cispo.py puts in its place
     monkeypatch.setattr("slmreason.runtime.preemption.listen", lambda: None)
     yield tmp_path
     KNOWN.pop("lemonade", None)

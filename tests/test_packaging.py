@@ -61,5 +61,5 @@ def test_callbacks_have_one_import_name() -> None:
 def test_no_module_imports_vllm_or_openai_on_the_start_up_path() -> None:
     # (torchmetrics imports matplotlib wherever it is installed; our pictures come when something is drawn.)
     late = {"vllm", "openai", "slmreason.report.pictures"}
-    code = f"import sys, slmreason.cli.commands; sys.exit(bool({late} & set(sys.modules)))"
+    code = f"import sys, slmreason.cli.compare, slmreason.cli.fit; sys.exit(bool({late} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

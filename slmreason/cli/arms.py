@@ -1,4 +1,4 @@
-"""`slmreason compare`: the method beside its controls, the same budget of tokens for every run.
+"""The runs of a comparison.
 
 An arm is a small config overlay (`configs/arms/`), a run is `slmreason fit` in a process of its own with one arm and
 one seed. Runs stand in `OUT/ARM/seed-N`; what is done is not done again, and what was cut off goes on where it was.
@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 import yaml
 from jsonargparse import Namespace
-from rich.console import Console
 
-from slmreason.cli.config import RECIPES, ConfigError, Parser, build_parser, differing_keys, parse
-from slmreason.evaluate.compare import Outcome, arms_tables, read_outcome, save_comparison, summarise
-from slmreason.report.terminal import print_tables
+from slmreason.cli.command import Request
+from slmreason.cli.config import RECIPES, parse
+from slmreason.cli.difference import differing_keys
+from slmreason.cli.errors import ConfigError
+from slmreason.evaluate.compare import Outcome, read_outcome
 from slmreason.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -56,44 +57,14 @@ class Run:
         return read_outcome(self.run_dir, self.arm, self.seed)
 
 
-def compare(args: Sequence[str], description: str) -> int:
-    """Runs what is missing of a comparison and shows it.
-
-    Returns:
-        0; 1 when a run failed: what there is, is shown.
-
-    Raises:
-        ConfigError: an argument, an arm or the config is wrong, or the folder holds a comparison by another config.
-    """
-    parser = build_parser("compare", description)
-    parser.add_argument("--arms", type=list[str], default=list(ARMS), help="Names of packaged arms, or YAML files.")
-    parser.add_argument("--seeds", type=int, default=3, help="How many, from seed_everything on.")
-    parser.add_argument("--jobs", type=int | None, default=None, help="Runs side by side; one a GPU, else one.")
-    parser.add_argument("--out", type=str, default="runs/compare", help="Folder of the comparison.")
-    config = parse(parser, args)
-    if min(config.seeds, config.jobs or 1) < 1 or not config.arms:
-        raise ConfigError("compare: seeds and jobs must be at least 1, and there must be an arm")
-    if (config.curriculum.max_tokens or 0) < 1:
-        raise ConfigError("compare needs --curriculum.max_tokens N, the budget of every run; what a run by this config "
-                          "takes stands in the summary.json of `slmreason fit`")  # fmt: skip
-    out, seeds = Path(config.out), range(config.seed_everything, config.seed_everything + config.seeds)
-    folders = {name: prepare_arm(parser, args, arm, out / name) for arm in config.arms if (name := Path(arm).stem)}
-    runs = [Run(name, seed, folder) for seed in seeds for name, folder in folders.items()]
-    faults = work_through([run for run in runs if run.outcome() is None], slots(config))
-    outcomes = [outcome for run in runs if (outcome := run.outcome()) is not None]
-    show(out, outcomes, list(folders), config.curriculum.max_tokens)
-    for run, status in faults:
-        log.error("%s, seed %d ended with %d: see %s; the same command tries again", run.arm, run.seed, status, run.log)
-    return 1 if faults else 0
-
-
-def prepare_arm(parser: Parser, args: Sequence[str], arm: str, folder: Path) -> Path:
+def prepare_arm(request: Request, arm: str, folder: Path) -> Path:
     """Writes the config of an arm, and gives its folder.
 
     Raises:
         ConfigError: there is no such arm, its config is wrong, or differs from that of runs that are there already.
     """
-    config = parse(parser, [*args, f"--config={find_arm(arm)}"])
+    parser = request.parser
+    config = parse(parser, [*request.args, f"--config={find_arm(arm)}"])
     path, now = folder / "config.yaml", parser.dump(config, skip_none=False)
     if path.exists() and (keys := differing_keys(yaml.safe_load(path.read_text()), yaml.safe_load(now))):
         raise ConfigError(f"{folder} has runs by another config; it differs in {', '.join(keys)}: choose another --out")
@@ -181,20 +152,3 @@ def last_error(path: Path) -> str:
     lines = path.read_text(errors="replace").splitlines()
     begins = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     return "\n".join(lines[begins[-1] :]).removeprefix("error: ") if begins else f"failed, see {path}"
-
-
-def show(out: Path, outcomes: Sequence[Outcome], arms: Sequence[str], budget: int) -> None:
-    """Prints and writes the comparison, as far as it goes."""
-    try:
-        results = summarise(outcomes, arms)
-    except ValueError as error:
-        log.warning("nothing to compare: %s", error)
-        return
-    from slmreason.report.page import write_comparison  # plotting takes a second that no other command needs
-
-    seeds = results[0].seeds
-    title = f"greedy pass@1 in % at {budget / 1e6:.2f} M tokens, {len(seeds)} seeds, [95 % interval]"
-    print_tables(Console(), *arms_tables(results, title))
-    save_comparison(out, outcomes, results)
-    write_comparison(out, results, outcomes, budget)
-    log.info("report.html, arms.png, arms.csv and runs.csv: %s", out)

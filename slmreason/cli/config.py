@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import re
-import sys
+from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,8 @@ from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-define
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from slmreason.cli.command import Command
+from slmreason.cli.errors import ConfigError, explain, tidy
 from slmreason.curriculum import CurriculumSettings
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.evaluate.benchmarks import EvaluationSettings
@@ -27,7 +28,7 @@ from slmreason.rollout.engine import RolloutEngine
 from slmreason.rollout.transformers import HFEngine  # noqa: F401 - so that `--rollout HFEngine` is found by its short name
 from slmreason.rollout.vllm import VLLMEngine  # noqa: F401
 from slmreason.runtime.backend import BackendSettings
-from slmreason.runtime.redact import is_secret, shown
+from slmreason.runtime.redact import is_secret
 from slmreason.student import Student
 from slmreason.supervision.bridge import BridgeSettings
 from slmreason.supervision.critique import CritiqueSettings
@@ -52,16 +53,11 @@ LOGGER_PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 """Loggers that need a package, which is also the name of the extra that brings it."""
 
 
-COMMAND_OPTIONS = ("resume", "out", "recorded", "harvest", "dry_run", "arms", "seeds", "jobs")
-"""Options that belong to one command and to no config."""
-
-
-class ConfigError(Exception):
-    """A mistake in the arguments or the configuration, in words for the user."""
-
-
 class Parser(LightningArgumentParser):
     """Lightning's parser, whose errors say which key is wrong and what is accepted, without the wall of usage."""
+
+    own_options: tuple[str, ...] = ()
+    """Those that belong to the command at hand and to no config."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = explain(str(message), self.known_keys())
@@ -77,13 +73,17 @@ class Parser(LightningArgumentParser):
             ConfigError: it holds a secret, which would be printed or saved.
         """
         shared = cfg.clone()
-        for name in COMMAND_OPTIONS:
+        for name in self.own_options:
             shared.pop(name, None)
         refuse_secrets(shared)
         return super().dump(shared, *args, **kwargs)
 
     def known_keys(self) -> list[str]:
         return sorted({action.dest for action in self._actions if "." in action.dest or action.option_strings})
+
+    def add_out(self, command: str) -> None:
+        """The option of commands that write one file."""
+        self.add_argument("--out", type=str, default=SUPPRESS, help=f"Where the results are written; {command}.jsonl.")
 
 
 def _subclasses(base: type) -> list[str]:
@@ -94,9 +94,23 @@ def _subclasses(base: type) -> list[str]:
     return sorted({*own, *below})
 
 
+def command_parser(command: Command) -> Parser:
+    """The parser of a command: the config, where it reads one, and the options that it alone has."""
+    parser = (build_parser if command.reads_config else bare_parser)(command.name, command.help)
+    shared = {action.dest for action in parser._actions}
+    command.options(parser)
+    parser.own_options = tuple(action.dest for action in parser._actions if action.dest not in shared)
+    return parser
+
+
+def bare_parser(command: str, description: str) -> Parser:
+    """A parser that knows no option yet."""
+    return Parser(prog=f"slmreason {command}", description=description, allow_abbrev=False)
+
+
 def build_parser(command: str, description: str) -> Parser:
-    """The parser of one command. All commands read the same config; some have options of their own besides."""
-    parser = Parser(prog=f"slmreason {command}", description=description, allow_abbrev=False)
+    """The parser of the config, which all commands read that read one."""
+    parser = bare_parser(command, description)
     parser.add_argument(
         "-c", "--config", action=ActionConfigFile, help="A recipe's name or a YAML file; several are stacked in order."
     )
@@ -262,75 +276,3 @@ def instantiate(parser: Parser, config: Namespace) -> Namespace:
         return parser.instantiate_classes(kept)
     except (ValueError, TypeError) as error:
         raise ConfigError(tidy(str(error))) from error
-
-
-MAY_CHANGE = re.compile(
-    r"(?:config\.)?(?:run_dir|curriculum\.checkpoint\.(?:every_n_steps|every_minutes|keep)"
-    r"|trainer\.(?:max_time|enable_progress_bar)|teacher\.init_args\."
-    r"(?:max_requests|max_tokens|concurrency|max_retries|timeout_s|answers|input_price|output_price))"
-)
-"""Keys that may change when a run or a step goes on: where and how long, and what a teacher may cost."""
-
-
-GROWS = re.compile(r"curriculum\.max_tokens")
-"""Keys that may change besides when one run goes on; runs that are compared must have the same."""
-
-
-def differing_keys(before: Any, now: Any, free: re.Pattern[str] | None = None) -> list[str]:
-    """Which keys of two configs differ, but for those in `MAY_CHANGE` and `free`, with the first one's values."""
-    old, new = flat(before), flat(now)
-    keys = sorted(
-        key
-        for key in old.keys() | new.keys()
-        if old.get(key) != new.get(key) and not MAY_CHANGE.fullmatch(key) and not (free and free.fullmatch(key))
-    )
-    return [f"{keys[0]} ({old.get(keys[0])!r} then, {new.get(keys[0])!r} now)", *keys[1:]] if keys else []
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config as `{"student.lora.r": 8, ...}`."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    return {
-        key: value
-        for name, branch in tree.items()
-        for key, value in flat(branch, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
-
-
-def tidy(message: str) -> str:
-    """A parser's message without colours, and without the values it was given: one may be a key in a wrong place."""
-    message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
-    pattern = r"\s*(?:Given value(?: type)?: .*|Got value: .*?(?=\n *- (?:Expected|Option) |\n *Given value|\Z))"
-    return re.sub(pattern, "", message, flags=re.DOTALL) or message
-
-
-def explain(message: str, known: Sequence[str]) -> str:
-    """A parser's message with, for a key that does not exist, the nearest keys that do."""
-    message = tidy(message)
-    unknown = re.match(r"(?P<head>[Uu]nrecognized arguments: ).*?(?P<flags>(?<!\S)--.*)", message, flags=re.DOTALL)
-    if unknown:  # what was given with them may be a key
-        message = unknown["head"] + " ".join(re.findall(r"(?<!\S)--[\w.+-]+", unknown["flags"]))
-    in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    match = re.search(
-        r"[Uu]nrecognized arguments?:? (?:--)?([\w.]+)|[Kk]ey ['\"]?([\w.]+)['\"]? is not expected", message
-    )
-    if in_group:
-        key = f"{in_group.group(1)}.{in_group.group(2)}"
-    elif match:
-        key = match.group(1) or match.group(2)
-    else:
-        return message
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    group = key.rpartition(".")[0]
-    siblings = [name for name in known if group and name.rpartition(".")[0] == group]
-    hints = f"\ndid you mean: {', '.join(near)}?" if near else ""
-    return f"{message}{hints}" + (
-        f"\nkeys of {group}: {', '.join(n[len(group) + 1 :] for n in siblings)}" if siblings else ""
-    )
-
-
-def fail(error: Exception | str, status: int = 2) -> int:
-    """Prints an error for a person and gives the exit status."""
-    print(f"error: {shown(str(error))}", file=sys.stderr)
-    return status

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 import yaml
 
-from slmreason.cli.config import GROWS, MAY_CHANGE, ConfigError, differing_keys, flat
+from slmreason.cli.difference import GROWS, MAY_CHANGE, differing_keys, flat
+from slmreason.cli.errors import ConfigError
 from slmreason.run.folder import RunFolder
 
 log = logging.getLogger(__name__)

@@ -43,12 +43,12 @@ from slmreason.data.identity import check_pool, pool_text
 from slmreason.data.ledger import Ledger
 from slmreason.data.sources import most_common
 from slmreason.data.strata import stratify
-from slmreason.evaluate.benchmarks import Benchmark, EvaluationSettings, Score, scores_table
+from slmreason.evaluate.benchmarks import Benchmark, EvaluationSettings, Score
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.sft import SFTModule
 from slmreason.records import Critique, Place, Reject, Trace
-from slmreason.report.terminal import print_tables
+from slmreason.report.terminal import print_tables, scores_table
 from slmreason.rollout.engine import RolloutEngine, stable_seed
 from slmreason.run.files import append_records, write_records, write_text
 from slmreason.run.folder import RunFolder

@@ -8,9 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from slmreason.data.sources import load_problems, most_common, split_source
 from slmreason.evaluate.metrics import MajAtK, PassAtK, ShareOfProblems
 from slmreason.records import Problem, Reject, RolloutGroup
@@ -18,7 +15,6 @@ from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, Sampling, prompt_limit
 from slmreason.run.files import append_records, write_records
 from slmreason.run.progress import Watch
-from slmreason.runtime.redact import cell
 from slmreason.student import Student
 from slmreason.verify.rewards import RewardFn
 
@@ -176,25 +172,6 @@ def answer_rows(benchmark: str, group: RolloutGroup) -> list[dict[str, Any]]:
          "truncated": rollout.truncated, "tokens": len(rollout.completion_ids), "text": rollout.text}
         for rollout in group.rollouts
     ]  # fmt: skip
-
-
-def scores_table(title: str, rows: Sequence[tuple[str, Sequence[Score]]], with_mean: bool = True) -> Table:
-    """A table with a row for each (label, scores) and a column for each benchmark and metric."""
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", no_wrap=True)
-    first = next((scores for _, scores in rows if scores), [])
-    one_metric = len({score.metric for score in first}) == 1
-    for score in first:
-        heading = score.benchmark if one_metric else f"{score.benchmark} {score.metric}"
-        table.add_column(f"{cell(heading)}\nn={score.problems}", justify="right", no_wrap=True)
-    if with_mean and one_metric:
-        table.add_column("mean", justify="right")
-    for label, scores in rows:
-        cells = [str(score) for score in scores]
-        if with_mean and one_metric and scores:
-            cells.append(f"{100 * sum(score.value for score in scores) / len(scores):.1f}")
-        table.add_row(cell(label), *cells)
-    return table
 
 
 def save_scores(path: Path, label: str, scores: Sequence[Score]) -> None:

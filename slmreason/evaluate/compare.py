@@ -15,12 +15,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from slmreason.run.files import read_lines, write_text
 from slmreason.run.folder import RunFolder
-from slmreason.runtime.redact import cell
 
 DRAWS = 10_000
 
@@ -153,31 +150,7 @@ def _estimate(centre: float, draws: NDArray[np.float64]) -> Estimate:
     return Estimate(centre, float(low), float(high))
 
 
-# -- how it is shown ------------------------------------------------------------------------------------------------
-
-
-def arms_tables(results: Sequence[ArmResult], title: str) -> list[Table]:
-    """The comparison for the terminal: over all benchmarks, then by benchmark."""
-    names = list(results[0].benchmarks)
-    over_all = [
-        (result.arm, str(result.mean), result.ahead.signed() if result.ahead else "", f"{result.tokens / 1e6:.2f}",
-         f"{result.seconds:.0f}")
-        for result in results
-    ]  # fmt: skip
-    each = [(r.arm, *(f"{100 * estimate.mean:.1f}" for estimate in r.benchmarks.values())) for r in results]
-    return [
-        _table(title, ["arm", "mean", f"{results[0].arm} ahead by", "M tokens", "s"], over_all),
-        _table("by benchmark", ["arm", *names], each),
-    ]
-
-
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for number, heading in enumerate(head):
-        table.add_column(cell(heading), justify="right" if number else "left", no_wrap=number == 0)
-    for row in rows:
-        table.add_row(*map(cell, row))
-    return table
+# -- how it is kept -------------------------------------------------------------------------------------------------
 
 
 def save_comparison(folder: Path, outcomes: Sequence[Outcome], results: Sequence[ArmResult]) -> None:

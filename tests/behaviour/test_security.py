@@ -27,12 +27,13 @@ from rich.console import Console
 
 from slmreason.callbacks import SampleCompletions
 from slmreason.cli import main
-from slmreason.cli.commands import _quiet
-from slmreason.cli.config import explain, tidy
+from slmreason.cli.errors import explain, tidy
+from slmreason.cli.screen import quiet
 from slmreason.curriculum.resume import checkpoints, newest_checkpoint
-from slmreason.evaluate.benchmarks import Score, scores_table
+from slmreason.evaluate.benchmarks import Score
 from slmreason.export.export import model_card
 from slmreason.records import Problem, Rollout, RolloutGroup
+from slmreason.report.terminal import scores_table
 from slmreason.rollout.vllm import VLLMEngine
 from slmreason.run.tree import load_tree
 from slmreason.runtime.redact import cell, is_secret, printable, redact, shown
@@ -367,7 +368,7 @@ def leaked(text: str) -> list[str]:
 def test_log_lines_with_keys_in_message_arguments_and_traceback(
     keys: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _quiet()
+    quiet()
     log = logging.getLogger("slmreason.somewhere")
     log.warning(f"the key is {keys['OPENAI_API_KEY']}")  # noqa: G004 - as a careless line would have it
     log.warning("the token is %s", {"t": keys["HF_TOKEN"]})
@@ -652,7 +653,7 @@ def test_control_characters_of_a_models_text_do_not_reach_the_terminal(
     assert harmless(drawn(table))
     score = Score(text, "pass@1", 0.5, 0.4, 0.6, 10)
     assert harmless(drawn(scores_table("title", [(text, [score])])))
-    _quiet()
+    quiet()
     logging.getLogger("slmreason.x").warning("a completion: %s", text)
     assert main(["fit", "--config=quickstart", f"--student.model=no/such{text}folder"]) == 2
     assert main(["fit", "--config", f"no-such-{text}"]) == 2
@@ -671,7 +672,7 @@ def test_markup_in_a_text_is_shown_as_it_is(text: str, capsys: pytest.CaptureFix
     assert table.count(text) == 2 or ":smile:" in text
     assert "\x1b]8" not in table
     assert text in drawn(cell(text)) or ":smile:" in text
-    _quiet()
+    quiet()
     logging.getLogger("slmreason.x").warning("a completion: %s", text)
     assert text in capsys.readouterr().out
 

@@ -9,12 +9,8 @@ from typing import Any
 import pytest
 
 from slmreason.cli import main
-from slmreason.cli.datasteps import bridge_table
 from slmreason.curriculum import Curriculum
-from slmreason.embedded.families import make_problems
-from slmreason.records import BridgeCandidate, BridgeResult, Example, Learnability, Trace
 from slmreason.rollout.transformers import HFEngine
-from slmreason.supervision.critique import capped
 from slmreason.teacher.procedural import ProceduralTeacher
 
 CONFIG = ["--config=quickstart", "--data.train=embedded:chain/train?count=24", "--curriculum.probe.attempts=4",
@@ -204,46 +200,3 @@ def test_a_file_that_cannot_be_read_is_named(
     assert main(["fit", *CONFIG, *args]) == 2
     assert says in capsys.readouterr().err
     assert not Path("runs").exists()
-
-
-def test_critique_needs_a_harvest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["critique", *CONFIG]) == 2
-    assert "--harvest is needed" in capsys.readouterr().err
-    assert main(["critique", *CONFIG, f"--harvest={tmp_path / 'none.jsonl'}"]) == 2
-    assert "none.jsonl: no such file" in capsys.readouterr().err
-
-
-def test_the_table_says_under_each_heading_what_it_names() -> None:
-    problem = make_problems("chain", "train", 1)[0]
-
-    def candidate(kind: Any, fault: str | None) -> BridgeCandidate:
-        return BridgeCandidate(Trace(problem.id, kind, kind, Learnability(4.0, 0.5, 9)), fault)
-
-    raw, bridged = candidate("teacher", "too long: 9 tokens, the cap is 8"), candidate("bridged", None)
-    table = bridge_table([BridgeResult(problem, (raw, bridged), bridged.trace)])
-    shown = {str(column.header): list(column.cells) for column in table.columns}
-    assert shown == {
-        "candidate": ["teacher", "bridged"], "proposed": ["1", "1"], "chosen": ["0", "1"], "fell": ["1", "0"],
-        "RSR": ["-", "4.00"], "nats/token": ["-", "0.50"], "most fell for": ["too long 1", ""],
-    }  # fmt: skip
-
-
-def test_a_cap_takes_from_every_problem_in_turn() -> None:
-    examples = [Example((1,), (2,), f"p{i % 3}", kind) for kind in ("repair", "diagnosis") for i in range(9)]
-    kept = capped(examples, 4)
-    for kind in ("repair", "diagnosis"):
-        mine = [example.problem_id for example in kept if example.origin == kind]
-        assert sorted(mine) == ["p0", "p0", "p1", "p2"]
-    assert capped(examples, None) == examples
-
-
-def test_without_a_teacher_a_run_says_what_it_does_and_trains(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    assert main(["fit", *CONFIG, "--teacher=null", "--curriculum.evaluate=ends", f"--run_dir={run}",
-                 "--benchmarks=[embedded:chain/test?count=4]", "--trainer.enable_progress_bar=false"]) == 0  # fmt: skip
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "no teacher: SFT has the dataset's own traces" in shown
-    origins = {row["origin"] for row in rows(run / "round-01" / "sft" / "set-epoch-0.jsonl")}
-    assert origins == {"self"}  # the embedded families bring no traces

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from slmreason.cli.config import ConfigError, build_parser, parse
+from slmreason.cli.command import find
+from slmreason.cli.config import command_parser, parse
+from slmreason.cli.errors import ConfigError
 from slmreason.cli.runs import (
     GoingOn,
     days_to_seconds,
@@ -139,8 +141,7 @@ def test_the_command_names_a_folder_that_is_called_like_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    parser = build_parser("fit", "")
-    parser.add_argument("--resume", type=str | None, default=None)
+    parser = command_parser(find("fit"))
     Path(name).mkdir()
     parser.save(parse(parser, ["--grpo.kl=0.25"]), f"{name}/config.yaml", skip_none=False)
     command = shlex.split(GoingOn({}, folder=Path(name)).command().removeprefix(program()))

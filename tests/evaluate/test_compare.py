@@ -15,7 +15,7 @@ from slmreason.cli import main
 from slmreason.cli.arms import ARMS, find_arm, slots
 from slmreason.cli.config import RECIPES, build_parser, parse
 from slmreason.data.strata import Strata, acquisition_set, consolidation_set, routed
-from slmreason.evaluate.compare import Outcome, arms_tables, read_outcome, save_comparison, summarise
+from slmreason.evaluate.compare import Outcome, read_outcome, save_comparison, summarise
 from slmreason.records import Problem
 from slmreason.report.page import write_comparison
 from slmreason.student import Student
@@ -97,8 +97,6 @@ def test_files_of_a_comparison(tmp_path: Path) -> None:
     assert "+25.0 [" in page
     assert "<b>" not in page
     assert "&lt;b&gt;" in page
-    over_all, each = arms_tables(results, "title")
-    assert (len(over_all.columns), len(each.columns), over_all.row_count) == (5, 3, 2)
 
 
 def strata(sizes: tuple[int, int, int, int]) -> Strata:

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from slmreason.evaluate.benchmarks import EvaluationSettings, Score, load_benchmarks, scores_table, short_name
+from slmreason.evaluate.benchmarks import EvaluationSettings, Score, load_benchmarks, short_name
 from slmreason.evaluate.metrics import MajAtK, PassAtK, pass_at_k
 from slmreason.records import Problem, Rollout, RolloutGroup, wilson_interval
 from slmreason.rollout.transformers import HFEngine
@@ -67,11 +67,3 @@ def test_benchmarks_have_short_names() -> None:
         ["embedded:chain/test?count=9"], EvaluationSettings(limit=4), Student("embedded:qwen2"), HFEngine()
     )
     assert (benchmark.name, len(benchmark.problems)) == ("chain", 4)
-
-
-def test_table_has_a_row_for_each_label() -> None:
-    table = scores_table(
-        "t", [("base", [Score("a", "pass@1", 0.5, 0.4, 0.6, 10)]), ("end", [Score("a", "pass@1", 1, 0.9, 1, 10)])]
-    )
-    assert table.row_count == 2
-    assert [column.header for column in table.columns][-1] == "mean"

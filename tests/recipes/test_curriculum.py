@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slmreason.cli import commands, main
+from slmreason.cli import fit, main
 from slmreason.curriculum import Curriculum
 from slmreason.curriculum.resume import StageReport
 from slmreason.records import Critique, RolloutGroup, from_json
@@ -53,7 +53,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curriculu
             weights.append(self.student.network.get_input_embeddings().weight.data_ptr())
             super()._fit(place, stage, *args)
 
-    patch.setattr(commands, "Curriculum", Spy)
+    patch.setattr(fit, "Curriculum", Spy)
     status = main(["fit", "--config", "quickstart", f"--run_dir={run_dir}", *SMALL])
     patch.undo()
     assert status == 0

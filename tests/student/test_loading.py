@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from slmreason.cli.datasteps import check_positions
+from slmreason.cli.parts import check_positions
 from slmreason.records import Problem
 from slmreason.student import Lora, Student
 from tests.models import make_checkpoint

@@ -1,0 +1,26 @@
+"""`slmreason fit`: what it says of itself and what it makes of its config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from slmreason.cli import main
+
+SMALL = ["--config=quickstart", "--data.train=embedded:chain/train?count=24", "--curriculum.probe.attempts=4",
+         "--curriculum.rounds=1", "--trainer.accelerator=cpu"]  # fmt: skip
+
+
+def test_without_a_teacher_a_run_says_what_it_does_and_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["fit", *SMALL, "--teacher=null", "--curriculum.evaluate=ends", f"--run_dir={run}",
+                 "--benchmarks=[embedded:chain/test?count=4]", "--trainer.enable_progress_bar=false"]) == 0  # fmt: skip
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no teacher: SFT has the dataset's own traces" in shown
+    written = (run / "round-01" / "sft" / "set-epoch-0.jsonl").read_text()
+    origins = {json.loads(line)["origin"] for line in written.splitlines()}
+    assert origins == {"self"}  # the embedded families bring no traces
