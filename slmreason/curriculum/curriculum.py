@@ -168,7 +168,7 @@ class Curriculum:
         of_benchmarks = [reject for benchmark in self.parts.benchmarks for reject in benchmark.rejects]
         write_records(self.files.rejects, [*self.data.rejects, *self.data.unmatched, *of_benchmarks])
         aside = self.data.rejects
-        log.info("pool: %d problems from %s, %d set aside%s", len(self.data.problems), self.data.train, len(aside),
+        log.info("pool: %d problems from %s, %d set aside%s", len(self.data.problems), self.data.pool_name, len(aside),
                  f": {most_common(aside)}" if aside else "")  # fmt: skip
         if self.parts.teacher is None:
             log.info(NO_TEACHER)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from slmreason.data.datamodule import PackedDataset, ReasoningDataModule, packed_batches
+from slmreason.data.batches import PackedDataset, packed_batches
+from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.strata import Strata, acquisition_set, consolidation_set, still_unsolved
 from slmreason.records import Band, BridgeResult, Critique, CritiqueKind, Example, Place, Problem, Reject
 from slmreason.student import Student

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slmreason.data.sources import load_problems, most_common, split_source
+from slmreason.data.mixture import Entry, entries_of
+from slmreason.data.sources import most_common, split_source
 from slmreason.evaluate.metrics import MajAtK, PassAtK, ShareOfProblems
 from slmreason.records import Problem, Reject, RolloutGroup
 from slmreason.rollout.collect import collect
@@ -16,6 +17,7 @@ from slmreason.rollout.engine import RolloutEngine, Sampling, prompt_limit
 from slmreason.run.files import append_records, write_records
 from slmreason.run.progress import Watch
 from slmreason.student import Student
+from slmreason.verify.gym import PREFIX
 from slmreason.verify.rewards import RewardFn
 
 log = logging.getLogger(__name__)
@@ -80,9 +82,9 @@ class Score:
 
 
 def load_benchmarks(
-    names: Sequence[str], settings: EvaluationSettings, student: Student, engine: RolloutEngine
+    sources: Sequence[str | Entry], settings: EvaluationSettings, student: Student, engine: RolloutEngine
 ) -> list[Benchmark]:
-    """Loads benchmarks: `embedded:FAMILY/test`, a known name, `NAME=FILE`, a file, or a hub name.
+    """Loads benchmarks: `embedded:FAMILY/test`, a known name, `NAME=FILE`, a file, a hub name, or an entry of these.
 
     Problems that leave the student or the engine no room for an answer are set aside, as rows are that cannot be read.
 
@@ -91,8 +93,10 @@ def load_benchmarks(
     """
     longest = prompt_limit(student, engine, settings.max_new_tokens, "evaluation.max_new_tokens")
     benchmarks = []
-    for name in names:
-        read = load_problems(name, limit=settings.limit)
+    for entry in entries_of(sources, "benchmarks", limit=settings.limit) if sources else ():
+        name, read = entry.path, entry.read()
+        if entry.weight is not None:
+            log.warning("benchmark %s: every problem is asked, so its weight says nothing", name)
         loaded = read.within(student.prompt_length, longest.tokens, longest.why)
         if not loaded.problems:
             raise ValueError(f"benchmarks: {name}: every problem was set aside: {most_common(loaded.rejects)}")
@@ -112,6 +116,8 @@ def short_name(source: str) -> str:
     """`embedded:chain/test?count=9` -> `chain`; `svamp=x.jsonl` -> `svamp`; a path -> its file name."""
     if source.startswith("embedded:"):
         return source.removeprefix("embedded:").partition("/")[0].partition("?")[0]
+    if source.startswith(PREFIX):
+        return source.removeprefix(PREFIX).partition("?")[0]
     head = split_source(source)[0]
     return Path(head).name.partition(".")[0] if "." in head else head
 

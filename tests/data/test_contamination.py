@@ -19,6 +19,11 @@ from tests.runs import SMALL, Run
 QUICK = [*SMALL, "--teacher=null", "--curriculum.stages=[sft]", "--curriculum.probe.attempts=1", "--sft.epochs=1"]
 
 
+def characters(problem: Problem) -> int:
+    """How long a prompt is, without a tokenizer."""
+    return len(problem.question)
+
+
 def found(question: str, asked: str) -> str | None:
     """Why a problem with `question` is set aside when a benchmark asks `asked`."""
     return contaminated([Problem("p", question, "1")], {"bench": [Problem("b-7", asked, "1")]}).get("p")
@@ -120,7 +125,7 @@ def test_a_problem_of_the_pool_that_a_benchmark_asks_is_set_aside_with_its_place
     source = pool(tmp_path / "pool.jsonl", ["Mine?", "Theirs, 1,000?", "Also mine?", "THEIRS to the letter"])
     theirs = [Problem("t-1", "theirs 1000", "1"), Problem("t-2", "THEIRS to the letter", "3")]
     data = data_module(source)
-    data.load(len, {"other": [], "bench": theirs})
+    data.load(characters, {"other": [], "bench": theirs})
     assert [problem.question for problem in data.problems] == ["Mine?", "Also mine?"]
     assert [(r.id, r.where, r.reason) for r in data.rejects] == [
         (f"{source}-000001", f"{source}, line 2", "contamination but for spelling: stands in benchmark bench, as t-1"),
@@ -133,7 +138,7 @@ def test_contamination_is_kept_with_a_warning_when_that_is_asked_for(
 ) -> None:
     monkeypatch.setattr("slmreason.data.datamodule.log.parent.propagate", True)  # a command before has set it
     data = data_module(pool(tmp_path / "pool.jsonl", ["Mine?", "Theirs?"]), decontaminate=False)
-    data.load(len, {"bench": [Problem("t-1", "theirs", "1")]})
+    data.load(characters, {"bench": [Problem("t-1", "theirs", "1")]})
     assert (len(data.problems), data.rejects) == (2, ())
     assert "1 of 2 training problems stand in a benchmark too and are kept (data.decontaminate)" in caplog.text
     assert "stands in benchmark bench, as t-1" in caplog.text
@@ -148,8 +153,8 @@ def test_evidence_of_a_problem_that_was_set_aside_is_not_used(tmp_path: Path) ->
     evidence.write_text("".join(json.dumps(row) + "\n" for row in rows))
     benchmark = {"bench": [Problem("t-1", "theirs", "1")]}
     data, all_of_it = data_module(source, evidence=evidence), data_module(source, False, evidence)
-    data.load(len, benchmark)
-    all_of_it.load(len, benchmark)
+    data.load(characters, benchmark)
+    all_of_it.load(characters, benchmark)
     assert [row["problem_id"] for row in data.evidence_rows] == ids[:1]
     assert [row["problem_id"] for row in all_of_it.evidence_rows] == ids
 
@@ -157,7 +162,7 @@ def test_evidence_of_a_problem_that_was_set_aside_is_not_used(tmp_path: Path) ->
 def test_a_pool_that_is_a_benchmark_is_refused(tmp_path: Path) -> None:
     source = pool(tmp_path / "pool.jsonl", ["One?", "Two?"])
     with pytest.raises(ValueError, match=r"every problem was set aside: contamination \(2, first .*pool.jsonl, line 1"):
-        data_module(source).load(len, {"bench": load_problems(source).problems})
+        data_module(source).load(characters, {"bench": load_problems(source).problems})
 
 
 def test_the_command_counts_what_it_sets_aside_and_writes_it_down(

@@ -27,6 +27,11 @@ FIT = [*SMALL, "--curriculum.stages=[sft]", "--curriculum.probe.attempts=1", "--
        "--teacher=TraceTeacher", "--grpo.max_completion_tokens=16"]  # fmt: skip
 
 
+def characters(problem: Problem) -> int:
+    """How long a prompt is, without a tokenizer."""
+    return len(problem.question)
+
+
 def row(number: int) -> dict[str, str]:
     return {
         "question": f"What is {number} + {number}?",
@@ -93,7 +98,7 @@ def test_how_many_lines_match_is_said_and_the_others_are_rejected(
     measured = load_problems(pool(tmp_path / "a.jsonl", [1, 2, 3])).problems
     evidence = write(tmp_path / "bands.jsonl", [evidence_row(group(problem, 1), Bands()) for problem in measured])
     data = module(pool(tmp_path / "a.jsonl", [2, 3, 4]), evidence)
-    data.load(len, {})
+    data.load(characters, {})
     assert "2 of 3 lines match, 2 of 3 problems have one; 1 are rejected: not in data.train" in said.text
     assert [reject.where for reject in data.unmatched] == [str(evidence)]
     assert "What is 1 + 1?" in data.unmatched[0].reason
@@ -104,21 +109,21 @@ def test_a_gold_that_was_corrected_is_another_problem(tmp_path: Path) -> None:
     evidence = write(tmp_path / "bands.jsonl", [evidence_row(group(problem, 1), Bands())])
     Path(tmp_path / "a.jsonl").write_text(json.dumps({"question": "What is 1 + 1?", "answer": "3"}) + "\n")
     with pytest.raises(ValueError, match=r"data.evidence: .*bands.jsonl: none of its 1 lines is about a problem"):
-        module(str(tmp_path / "a.jsonl"), evidence).load(len, {})
+        module(str(tmp_path / "a.jsonl"), evidence).load(characters, {})
 
 
 def test_evidence_that_holds_an_id_alone_is_refused(tmp_path: Path) -> None:
     source = pool(tmp_path / "a.jsonl", [1])
     evidence = write(tmp_path / "bands.jsonl", [{"problem_id": f"{source}-000000", "attempts": 4, "successes": 2}])
     with pytest.raises(ValueError, match="without question and gold: by its id alone"):
-        module(source, evidence).load(len, {})
+        module(source, evidence).load(characters, {})
 
 
 def test_evidence_of_an_earlier_version_is_matched_by_its_question_and_answer(tmp_path: Path) -> None:
     source = pool(tmp_path / "a.jsonl", [1, 2])
     old = {"problem_id": "elsewhere-000007", "attempts": 4, "successes": 2, "question": "What is 2 + 2?", "answer": "4"}
     data = module(source, write(tmp_path / "bands.jsonl", [old]))
-    data.load(len, {})
+    data.load(characters, {})
     assert [found["problem_id"] for found in data.evidence_rows] == [f"{source}-000001"]
 
 
@@ -127,7 +132,7 @@ def test_an_embedded_problem_is_known_by_its_id(tmp_path: Path) -> None:
     first = load_problems(source).problems[0].id
     evidence = write(tmp_path / "bands.jsonl", [{"problem_id": first, "attempts": 4, "successes": 2}])
     data = module(source, evidence)
-    data.load(len, {})
+    data.load(characters, {})
     assert [found["problem_id"] for found in data.evidence_rows] == [first]
 
 
@@ -138,7 +143,7 @@ def test_the_ledger_of_a_run_is_evidence_by_the_pool_that_lies_beside_it(tmp_pat
     ledger = [{"problem_id": problem.id, "attempts": 4, "successes": number_of(problem)} for problem in before]
     evidence = write(tmp_path / "run" / "ledger.jsonl", ledger)
     data = module(pool(tmp_path / "a.jsonl", [3, 2]), evidence)
-    data.load(len, {})
+    data.load(characters, {})
     assert {found["problem_id"][-1]: found["successes"] for found in data.evidence_rows} == {"0": 3, "1": 2}
 
 

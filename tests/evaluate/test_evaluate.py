@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from slmreason.evaluate.benchmarks import EvaluationSettings, Score, load_benchmarks, short_name
+from slmreason.evaluate.benchmarks import EvaluationSettings, load_benchmarks, short_name
 from slmreason.evaluate.metrics import MajAtK, PassAtK, pass_at_k
 from slmreason.records import Problem, Rollout, RolloutGroup, wilson_interval
 from slmreason.rollout.transformers import HFEngine

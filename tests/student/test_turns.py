@@ -58,8 +58,8 @@ def test_a_turn_cannot_open_another(tmp_path: Path) -> None:
 def test_a_template_that_leaves_out_earlier_turns_is_refused_when_there_are_any(tmp_path: Path) -> None:
     folder, own = make_checkpoint(tmp_path / "model", "qwen2.5"), tmp_path / "own.jinja"
     own.write_text(
-        "{% for m in messages[-2:] if m['role'] == 'assistant' or loop.last or loop.length == 2 %}"
-        "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% set kept = messages[-1:] if messages[-1]['role'] == 'user' else messages[-2:] %}"
+        "{% for m in kept %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     student = Student(str(folder), instruction="", chat_template=str(own))
