@@ -5,9 +5,9 @@ from slmreason.callbacks.checkpoints import KeepCheckpoints, OutOfTime, SeedStep
 from slmreason.callbacks.harvest import HarvestAllZeroGroups
 from slmreason.callbacks.health import TrainingHealth
 from slmreason.callbacks.progress import StageLines, StageProgressBar
-from slmreason.callbacks.record import RecordRollouts
 from slmreason.callbacks.reprobe import Reprobe
 from slmreason.callbacks.samples import SampleCompletions
+from slmreason.modules.record import RecordRollouts
 
 __all__ = [
     "HarvestAllZeroGroups",

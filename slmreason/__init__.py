@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from slmreason.runtime.face import lazily
 
 if TYPE_CHECKING:
+    from slmreason.cli.python import FitResult, fit
     from slmreason.data.datamodule import ReasoningDataModule
     from slmreason.modules.cft import CFTModule
     from slmreason.modules.grpo import GRPOModule
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerReward",
     "CFTModule",
+    "FitResult",
     "GRPOModule",
     "HFEngine",
     "Lora",
@@ -28,6 +30,7 @@ __all__ = [
     "SFTModule",
     "Student",
     "VLLMEngine",
+    "fit",
 ]
 
 __getattr__ = lazily(
@@ -35,6 +38,7 @@ __getattr__ = lazily(
     {
         "AnswerReward": "verify.rewards",
         "CFTModule": "modules.cft",
+        "FitResult": "cli.python",
         "GRPOModule": "modules.grpo",
         "HFEngine": "rollout.transformers",
         "Lora": "student.student",
@@ -43,5 +47,6 @@ __getattr__ = lazily(
         "SFTModule": "modules.sft",
         "Student": "student.student",
         "VLLMEngine": "rollout.vllm.engine",
+        "fit": "cli.python",
     },
 )

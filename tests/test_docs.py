@@ -25,6 +25,7 @@ from slmreason.cli import COMMANDS, compare, fit, main
 from slmreason.cli.command import Job, find
 from slmreason.cli.config import CLASS_KEYS, build_parser, parse
 from slmreason.cli.difference import differing_keys, flat
+from slmreason.cli.python import as_arguments
 from slmreason.data.sources import KNOWN, Columns
 from slmreason.modules.grpo import GRPOModule
 from slmreason.records import Problem
@@ -406,3 +407,40 @@ def test_the_loss_of_the_docs_against_its_formula(example: Path) -> None:
 def read_column(run: str, name: str) -> list[float]:
     with open(Path(run) / "round-01" / "grpo" / "metrics.csv", newline="") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+# -- python.md ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in written("python") if name.endswith(".py")])
+def test_the_scripts_of_the_python_page_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file, text in written("python").items():
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    found = runpy.run_path(name)
+    if name == "whole.py":
+        assert "round 1 cft" in capsys.readouterr().out
+        assert found["result"].folder == Path("runs/from-python")
+    if name == "by_hand.py":
+        assert len(found["data"].band_of) == 24
+        assert (tmp_path / "by-hand" / "model.safetensors").is_file()
+    if name == "sft_by_hand.py":
+        assert found["student"].policy_version == 1
+
+
+def test_the_parts_by_hand_take_under_15_lines() -> None:
+    for name in ("by_hand.py", "sft_by_hand.py"):
+        lines = [line for line in written("python")[name].splitlines() if line.strip()]
+        assert len(lines) < 15
+        assert not re.search(r"\b_\w", "\n".join(lines))  # no private names
+
+
+def test_the_python_of_the_readme_asks_for_what_there_is() -> None:
+    [whole] = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    [call] = [node for node in ast.walk(ast.parse(whole)) if isinstance(node, ast.Call) and node.keywords]
+    [recipe] = [ast.literal_eval(node) for node in call.args]
+    sections = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    config = parse(build_parser("fit", ""), [*as_arguments(recipe), *as_arguments(sections)])
+    assert (config.sft.epochs, config.data.train) == (2, "embedded:chain/train?count=64")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import transformers
 from lightning.pytorch.utilities import rank_zero_only
@@ -56,6 +58,24 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     for known in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{known}.*")
+
+
+@contextmanager
+def put_back() -> Iterator[None]:
+    """What `quiet` changes within is as before when it is left."""
+    loggers = [logging.getLogger(name) for name in ("slmreason", *LIBRARIES)]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    had_bars = transformers.utils.logging.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+                logger.handlers[:] = handlers
+                logger.setLevel(level)
+                logger.propagate = propagate
+            if had_bars:
+                transformers.utils.logging.enable_progress_bar()
 
 
 def tell(line: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from slmreason.data.batches import PackedDataset, packed_batches
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.strata import Strata, acquisition_set, consolidation_set, still_unsolved
+from slmreason.modules.by_hand import prompt_batches
 from slmreason.records import Band, BridgeResult, Critique, CritiqueKind, Example, Place, Problem, Reject
 from slmreason.student import Student
 from slmreason.student.packing import PromptBatch
@@ -120,10 +121,7 @@ class ConsolidationStage:
         return list(consolidation_set(self.seed_source.routed(strata), self.review_share, rng))
 
     def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> list[PromptBatch]:
-        order = list(rows)
-        data.rng("shuffle", self.place.round, self.place.stage, epoch).shuffle(order)
-        size = self.prompts_per_step
-        return [PromptBatch(order[start : start + size]) for start in range(0, len(order), size)]
+        return prompt_batches(rows, data, self.place, epoch, self.prompts_per_step)
 
 
 @dataclass

@@ -139,6 +139,8 @@ class ReasoningDataModule(L.LightningDataModule):
         self._on_set: Callable[[Restratified, Sequence[Any]], None] | None = None
         self._rows: Sequence[Any] = ()
         self._built_at: tuple[int, int] | None = None
+        self._is_by_hand = False
+        """The set was not entered by a curriculum, but when a Trainer asked for it."""
 
     # -- the pool ---------------------------------------------------------------------------------------------------
 
@@ -199,6 +201,23 @@ class ReasoningDataModule(L.LightningDataModule):
 
     # -- one fit ----------------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Where no set was entered, that of the LightningModule is: `trainer.fit(module, datamodule=data)` is enough.
+
+        Raises:
+            ValueError: the pool cannot be read, or there is nothing in it for the module to train on.
+        """
+        trainer = self.trainer
+        if stage != "fit" or trainer is None or (self._stage is not None and not self._is_by_hand):
+            return
+        if getattr(trainer, "reload_dataloaders_every_n_epochs", None) == 0:  # as it is where nobody said anything
+            trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        rows = trainer.lightning_module.enter(self)  # type: ignore[operator]
+        self._is_by_hand = True
+        if not rows:
+            raise ValueError(f"data.train: {self.pool_name}: there is nothing to train on: every problem is mastered, or "
+                             "has no trace that passes the checks")  # fmt: skip
+
     def enter(
         self,
         stage: StageSet,
@@ -214,7 +233,7 @@ class ReasoningDataModule(L.LightningDataModule):
         Returns:
             How many rows the fit would start with; 0 means that it must be skipped.
         """
-        self._stage, self._on_set, self._built_at = stage, on_set, None
+        self._stage, self._on_set, self._built_at, self._is_by_hand = stage, on_set, None, False
         if drawn is not None:
             self._rows, self._built_at = drawn[1], (drawn[0], self.ledger.version)
         else:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
+from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules.nonfinite import gradient_norm, save_bad_batch
 from slmreason.student import Student
 from slmreason.student.optimizer import make_adamw, release
@@ -67,6 +68,17 @@ class StudentModule(L.LightningModule):
         """Of the newest optimizer step."""
         self._batches: list[Any] = []
         self._loss = 0.0
+
+    def enter(self, data: ReasoningDataModule) -> int:
+        """Reads the pool and draws the set of a fit whose Trainer was given this module and that one by hand.
+
+        Returns:
+            How many rows the fit starts with.
+
+        Raises:
+            ValueError: the pool cannot be read, or the stage has no set without a curriculum.
+        """
+        raise ValueError(f"{self.stage}: there is no set without a curriculum; call data.enter(set) before the fit")
 
     def configure_model(self) -> None:
         """Shards the student under FSDP2; from the second fit on it already is."""

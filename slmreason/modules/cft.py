@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from slmreason.modules.base import Decay
+from slmreason.data.datamodule import ReasoningDataModule
+from slmreason.modules.base import Decay, StudentModule
 from slmreason.modules.sft import SFTModule
 from slmreason.student import Student
 
@@ -33,3 +34,7 @@ class CFTModule(SFTModule):
                 batch, when this many in a row are.
         """
         super().__init__(student, learning_rate, epochs, weight_decay, warmup_steps, decay, max_skipped_steps)
+
+    def enter(self, data: ReasoningDataModule) -> int:
+        """Critiques are made by a curriculum alone."""
+        return StudentModule.enter(self, data)

@@ -13,12 +13,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules.base import Decay, StudentModule
+from slmreason.modules.by_hand import ProblemsToSolve, load
 from slmreason.modules.policy_batch import PolicyBatch
+from slmreason.modules.record import RecordRollouts, records_into
 from slmreason.objectives import (
     AdvantageScale,
     PolicyLoss,
@@ -28,9 +32,9 @@ from slmreason.objectives import (
     token_weights,
     truncated_importance,
 )
-from slmreason.records import Example, Rollout, RolloutGroup
+from slmreason.records import Example, Place, Rollout, RolloutGroup
 from slmreason.rollout.collect import collect
-from slmreason.rollout.engine import RolloutEngine, Sampling, stable_seed
+from slmreason.rollout.engine import RolloutEngine, Sampling, prompt_limit, stable_seed
 from slmreason.run.progress import Watch
 from slmreason.runtime.distributed import rank, world_size
 from slmreason.student import Student
@@ -127,12 +131,21 @@ class GRPOModule(StudentModule):
         seed = stable_seed(self.seed, *key)
         return Sampling(self.max_completion_tokens, self.temperature, self.top_p, seed, with_log_probs)
 
+    def enter(self, data: ReasoningDataModule) -> int:
+        """Every problem that is not mastered by the evidence there is."""
+        tokens = self.max_completion_tokens
+        load(data, self.student, prompt_limit(self.student, self.engine, tokens, f"{tokens} tokens of a completion"))
+        self.token_budget = data.token_budget
+        return data.enter(ProblemsToSolve(Place(1, self.stage), self.prompts_per_step))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The data module draws its sets from these very rollouts: what records them is attached where nobody did."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ReasoningDataModule) or records_into(data.ledger, self.trainer):
+            return []
+        return [RecordRollouts(data.ledger, Place(1, self.stage))]
+
     def on_fit_start(self) -> None:
-        if not any(getattr(callback, "records_evidence", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-            raise RuntimeError(
-                "GRPO re-stratifies from its own rollouts, but nothing records them: add "
-                "slmreason.callbacks.RecordRollouts to trainer.callbacks"
-            )
         super().on_fit_start()
         self._freeze_reference()
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules.base import Decay, StudentModule
+from slmreason.modules.by_hand import DatasetTraces, load
 from slmreason.objectives import cross_entropy
+from slmreason.records import Place
 from slmreason.student import Student
 from slmreason.student.packing import PackedBatch
 
@@ -36,6 +39,11 @@ class SFTModule(StudentModule):
                 batch, when this many in a row are.
         """
         super().__init__(student, learning_rate, epochs, weight_decay, warmup_steps, decay, max_skipped_steps)
+
+    def enter(self, data: ReasoningDataModule) -> int:
+        """The solutions that came with the dataset, those that pass the checks, of what is not mastered."""
+        load(data, self.student)
+        return data.enter(DatasetTraces(Place(1, self.stage), self.student))
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         accumulate, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size

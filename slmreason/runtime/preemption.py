@@ -38,6 +38,22 @@ def listen() -> None:
         _watch_signals()
 
 
+@contextmanager
+def listening() -> Iterator[None]:
+    """Handles SIGTERM within, and puts back what was there before: the process is another's, such as a notebook's.
+
+    So there is no thread either that ends it where the main thread does not hear.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def requested() -> bool:
     """True when the process was told to leave while a fit was in the middle of a step."""
     return _requested

@@ -282,11 +282,6 @@ def test_every_rollout_reaches_the_ledger_and_all_zero_groups_the_harvest(studen
     assert student.policy_version == trainer.global_step
 
 
-def test_grpo_without_the_recorder_is_an_error_that_names_the_key(student: Student) -> None:
-    with pytest.raises(RuntimeError, match=r"RecordRollouts to trainer\.callbacks"):
-        L.Trainer(max_epochs=1, **QUIET).fit(grpo(student), Prompts([make_problems("chain", "train", 2)]))
-
-
 def test_a_step_without_an_informative_group_changes_nothing(student: Student) -> None:
     class Nothing(AnswerReward):
         def grade(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:

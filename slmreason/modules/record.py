@@ -14,8 +14,6 @@ from slmreason.records import Place
 class RecordRollouts(Callback):
     """Adds each group of a training batch to the ledger, trained on or not."""
 
-    records_evidence = True
-
     def __init__(self, ledger: Ledger, place: Place) -> None:
         self.ledger, self.place = ledger, place
 
@@ -24,3 +22,9 @@ class RecordRollouts(Callback):
     ) -> None:
         place = Place(self.place.round, self.place.stage, trainer.current_epoch)
         self.ledger.record(outputs["rollout_groups"], place)
+
+
+def records_into(ledger: Ledger, trainer: L.Trainer) -> bool:
+    """Whether a callback of the trainer adds its rollouts to this ledger."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, RecordRollouts) and callback.ledger is ledger for callback in callbacks)

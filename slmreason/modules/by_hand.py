@@ -1,0 +1,100 @@
+"""What a fit trains on where a module and a data module meet in a plain Trainer, without rounds, Bridge and teacher."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from slmreason.data.datamodule import PackedDataset, ReasoningDataModule, packed_batches
+from slmreason.data.strata import Strata
+from slmreason.records import Example, Place, Problem
+from slmreason.rollout.engine import PromptLimit
+from slmreason.student import Student
+from slmreason.student.packing import PromptBatch
+from slmreason.supervision.bridge import check_trace
+from slmreason.teacher.dataset import dataset_solution
+from slmreason.verify.rewards import AnswerReward, RewardFn
+
+log = logging.getLogger(__name__)
+
+
+def load(data: ReasoningDataModule, student: Student, longest: PromptLimit | None = None) -> None:
+    """Reads the pool and its evidence, once. No benchmark is known here, so none is taken out of the pool.
+
+    Raises:
+        ValueError: the pool cannot be read, or every problem of it was rejected.
+    """
+    if not data.problems:
+        data.load(student.prompt_length, {}, longest)
+        data.ledger.take(data.evidence_rows, Place(0, "stratify"))
+
+
+def not_mastered(strata: Strata) -> list[Problem]:
+    """All problems but those that the evidence shows to be mastered; what was never sampled is among them."""
+    return [*strata.unknown, *strata.medium, *strata.hard]
+
+
+@dataclass
+class ProblemsToSolve:
+    """GRPO: what is not mastered, in steps of so many prompts."""
+
+    place: Place
+    prompts_per_step: int
+
+    def build(self, strata: Strata, epoch: int) -> list[Problem]:
+        return not_mastered(strata)
+
+    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> list[PromptBatch]:
+        return prompt_batches(rows, data, self.place, epoch, self.prompts_per_step)
+
+
+def prompt_batches(
+    problems: Sequence[Problem], data: ReasoningDataModule, place: Place, epoch: int, prompts_per_step: int
+) -> list[PromptBatch]:
+    """Shuffles the problems of one epoch and cuts them into steps."""
+    order = list(problems)
+    data.rng("shuffle", place.round, place.stage, epoch).shuffle(order)
+    return [PromptBatch(order[start : start + prompts_per_step]) for start in range(0, len(order), prompts_per_step)]
+
+
+@dataclass
+class DatasetTraces:
+    """SFT: the solutions that came with what is not mastered, those that pass the checks."""
+
+    place: Place
+    student: Student
+    reward: RewardFn = field(default_factory=AnswerReward)
+    max_tokens: int = 512
+    """A longer trace is rejected."""
+    faults: dict[str, str | None] = field(default_factory=dict)
+    """By problem id: why its trace was rejected, None where it was not."""
+
+    def build(self, strata: Strata, epoch: int) -> list[Example]:
+        known = len(self.faults)
+        found = [example for problem in not_mastered(strata) if (example := self.example(problem)) is not None]
+        rejected = Counter(fault.partition(":")[0] for fault in self.faults.values() if fault is not None)
+        if rejected and len(self.faults) > known:
+            said = ", ".join(f"{fault} ({count})" for fault, count in rejected.most_common())
+            log.info("traces: %d of %d problems have none to train on: %s", rejected.total(), len(self.faults), said)
+        return found
+
+    def example(self, problem: Problem) -> Example | None:
+        """The problem with its trace; None where that was rejected."""
+        try:
+            text = dataset_solution(problem) or ""
+        except ValueError as error:
+            self.faults[problem.id] = str(error)
+            return None
+        target = self.student.encode_target(text)
+        if problem.id not in self.faults:
+            checked = check_trace(problem, text, len(target), self.max_tokens, self.reward)
+            self.faults[problem.id] = checked if text else "the dataset has no solution of it"
+        if self.faults[problem.id] is not None:
+            return None
+        return Example(self.student.encode_problem(problem), target, problem.id, "teacher")
+
+    def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> PackedDataset:
+        return packed_batches(rows, data, epoch, accumulate, self.student, self.place)
