@@ -272,18 +272,24 @@ def fresh_trainer_config(config: Namespace) -> dict[str, Any]:
     return dict(vars(made.trainer))
 
 
-def instantiate(parser: Parser, config: Namespace) -> Namespace:
+def instantiate(parser: Parser, config: Namespace, sections: Sequence[str] | None = None) -> Namespace:
     """Every object of the config but the trainer, which each fit makes anew.
+
+    Args:
+        sections: those alone that are needed; None takes all.
 
     Raises:
         ConfigError: a constructor refused its arguments.
     """
     kept = config.clone()
-    del kept["trainer"]
+    for name in list(vars(kept)):
+        if name == "trainer" or (sections is not None and name not in sections):
+            del kept[name]
     try:
         made = parser.instantiate_classes(kept)
-        benchmarks = entries_of(made.benchmarks, "benchmarks") if made.benchmarks else ()
-        made.reward = reward_of(made.reward, [*made.data.entries, *benchmarks])
+        if "reward" in made:
+            benchmarks = entries_of(made.benchmarks, "benchmarks") if made.benchmarks else ()
+            made.reward = reward_of(made.reward, [*made.data.entries, *benchmarks])
         return made
     except (ValueError, TypeError) as error:
         raise ConfigError(tidy(str(error))) from error

@@ -215,8 +215,8 @@ class ReasoningDataModule(L.LightningDataModule):
         rows = trainer.lightning_module.enter(self)  # type: ignore[operator]
         self._is_by_hand = True
         if not rows:
-            raise ValueError(f"data.train: {self.pool_name}: there is nothing to train on: every problem is mastered, or "
-                             "has no trace that passes the checks")  # fmt: skip
+            raise ValueError(f"data.train: {self.pool_name}: there is nothing to train on: every problem is mastered, "
+                             "or has no trace that passes the checks")  # fmt: skip
 
     def enter(
         self,

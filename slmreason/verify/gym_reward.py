@@ -29,12 +29,13 @@ class GymReward(RewardFn):
     wants_finished_answer = True
 
     def __init__(
-        self, workers: int | None = None, timeout_s: float = 3.0, memory_mb: int = 2048, budget_s: float = 20.0
+        self, workers: int | None = None, timeout_s: float = 10.0, memory_mb: int = 2048, budget_s: float = 60.0
     ) -> None:
         """
         Args:
             workers: Processes that score answers; null takes one for each core, at most four.
-            timeout_s: Seconds of processor time a score may take; then its process is killed and the answer is wrong.
+            timeout_s: Seconds of processor time a score may take, with the making of the problem again that it begins
+                with; then its process is killed and the answer is wrong.
             memory_mb: MiB of address space a process may have.
             budget_s: Seconds that all completions graded together may lose to scores that never came.
 

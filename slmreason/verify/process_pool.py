@@ -203,7 +203,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_environment(),
+            env=environment(),
             process_group=0,  # Ctrl-C in a terminal is for the trainer
         )
         assert self.process.stdout is not None
@@ -282,10 +282,14 @@ def shared_pool(limits: Limits, worker: str = COMPARES) -> Pool:
     return Pool(limits, worker)
 
 
-def _environment() -> dict[str, str]:
-    """Where the process finds its modules, as this one does, and no keys or tokens: it reads what a model wrote."""
+def environment() -> dict[str, str]:
+    """Where the process finds its modules, as this one does, and no keys or tokens: it reads what a model wrote.
+
+    All such processes hash texts alike, so that what goes through a set is the same in each.
+    """
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    return kept | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return kept | {"PYTHONPATH": paths, "PYTHONHASHSEED": "0"}
 
 
 def _num_cores() -> int:
