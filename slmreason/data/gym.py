@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slmreason.data.reading import Loaded
 from slmreason.records import Problem, Reject, check_text
+from slmreason.verify.gym import is_scorable
 from slmreason.verify.gym_maker import Made, made
 
 
@@ -41,4 +42,6 @@ def _problem(each: Made, source: str) -> Problem:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"the generator names no {what}: it is {text!r}")
         check_text(text, f"the {what}")
+    if not is_scorable(each.answer):
+        raise ValueError(f"the answer is too long to be scored: {len(each.answer)} characters")
     return Problem(each.id, each.question.strip(), each.answer.strip(), source=source)

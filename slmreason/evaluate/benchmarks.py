@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from slmreason.data.mixture import Entry, entries_of
+from slmreason.data.reading import Loaded
 from slmreason.data.sources import most_common, split_source
 from slmreason.evaluate.metrics import MajAtK, PassAtK, ShareOfProblems
 from slmreason.records import Problem, Reject, RolloutGroup
@@ -94,7 +95,7 @@ def load_benchmarks(
     longest = prompt_limit(student, engine, settings.max_new_tokens, "evaluation.max_new_tokens")
     benchmarks = []
     for entry in entries_of(sources, "benchmarks", limit=settings.limit) if sources else ():
-        name, read = entry.path, entry.read()
+        name, read = entry.path, _read(entry)
         if entry.weight is not None:
             log.warning("benchmark %s: every problem is asked, so its weight says nothing", name)
         loaded = read.within(student.prompt_length, longest.tokens, longest.why)
@@ -110,6 +111,19 @@ def load_benchmarks(
     if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
         raise ValueError(f"benchmarks: two have the same name in {[benchmark.name for benchmark in benchmarks]}")
     return benchmarks
+
+
+def _read(entry: Entry) -> Loaded:
+    """What a benchmark gives; a reason names the keys of its own entry, since `data.columns` is of the pool."""
+    try:
+        loaded = entry.read()
+    except ValueError as error:
+        raise ValueError(_of_entry(str(error))) from error
+    return replace(loaded, rejects=tuple(replace(each, reason=_of_entry(each.reason)) for each in loaded.rejects))
+
+
+def _of_entry(reason: str) -> str:
+    return reason.replace("data.columns.", "benchmarks[].columns.")
 
 
 def short_name(source: str) -> str:

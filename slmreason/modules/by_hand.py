@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slmreason.data.datamodule import PackedDataset, ReasoningDataModule, packed_batches
+from slmreason.data.batches import PackedDataset, packed_batches
+from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.strata import Strata
 from slmreason.records import Example, Place, Problem
 from slmreason.rollout.engine import PromptLimit

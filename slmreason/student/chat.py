@@ -11,14 +11,14 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date as Date
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slmreason.records import Turn
-from slmreason.student import turns as earlier
+from slmreason.student.turns import EarlierTurns, joined_systems
 
 log = logging.getLogger(__name__)
 PLAIN_TEMPLATE = (
@@ -69,6 +69,7 @@ class Chat:
         self._kwargs = self._variables(chat_template_kwargs or {})
         self._in_parts = False
         """Whether the template reads contents as lists of parts."""
+        self._earlier = EarlierTurns(partial(self._render, add_generation_prompt=True))
         prompt, whole = self._probe()
         self._turn_tokens = self._find_turn_tokens(whole + prompt)
         self._opening, self._before = self._find_frame(prompt, whole)
@@ -116,14 +117,7 @@ class Chat:
             ValueError: there are earlier turns, and the template leaves them out.
         """
         asked = f"{question}\n{self.instruction}" if self.instruction else question
-        messages = earlier.as_messages(turns, asked)
-        if not turns:
-            return self.conversation(messages)
-        if turns[0].role == "system" and not self._takes_system:
-            messages = earlier.without_system(messages)
-        if len(messages) > 2 and not self._takes_earlier:
-            raise ValueError("student.chat_template: the chat template leaves out the earlier turns of a conversation")
-        return self.conversation(messages)
+        return self.conversation(self._earlier.messages(turns, asked))
 
     def text(self, text: str) -> tuple[int, ...]:
         """Token ids of the beginning of an answer, without any special token.
@@ -161,17 +155,6 @@ class Chat:
                 text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    @cached_property
-    def _takes_system(self) -> bool:
-        return earlier.takes_system(self._prompt_text)
-
-    @cached_property
-    def _takes_earlier(self) -> bool:
-        return earlier.takes_earlier(self._prompt_text)
-
-    def _prompt_text(self, messages: list[dict[str, str]]) -> str:
-        return self._render(messages, add_generation_prompt=True)
-
     # -- what the template does -------------------------------------------------------------------------------------
 
     def _variables(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,7 +167,7 @@ class Chat:
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        conversation: list[dict[str, Any]] = [*earlier.joined_systems([*system, *messages])]
+        conversation: list[dict[str, Any]] = [*joined_systems([*system, *messages])]
         if self._in_parts:
             conversation = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in conversation]
         try:

@@ -7,6 +7,7 @@ turn; one that leaves out earlier turns cannot ask such a problem, and is refuse
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 from slmreason.records import Turn
 
@@ -17,29 +18,44 @@ SYSTEM, EARLIER, REPLY, LAST = "SYSTEM-11235", "EARLIER-81321", "REPLY-34558", "
 """Texts that no template prints by itself."""
 
 
-def as_messages(turns: Sequence[Turn], question: str) -> list[Message]:
-    """The turns and the question as messages of a conversation."""
-    said = [*turns, Turn("user", question)]
-    return [{"role": turn.role, "content": turn.text} for turn in said]
+class EarlierTurns:
+    """What a template does with the turns before a question; found by trying, when a problem first has any."""
+
+    def __init__(self, render: Render) -> None:
+        self._render = render
+
+    def messages(self, turns: Sequence[Turn], asked: str) -> list[Message]:
+        """The turns and what is asked as messages that the template prints in full.
+
+        Raises:
+            ValueError: there are earlier turns of a conversation, and the template leaves them out.
+        """
+        messages = as_messages([*turns, Turn("user", asked)])
+        if turns and turns[0].role == "system" and not self._takes_system:
+            messages = without_system(messages)
+        if any(turn.role != "system" for turn in turns) and not self._takes_earlier:
+            raise ValueError("student.chat_template: the chat template leaves out the earlier turns of a conversation")
+        return messages
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        return self._prints([Turn("system", SYSTEM), Turn("user", LAST)])
+
+    @cached_property
+    def _takes_earlier(self) -> bool:
+        return self._prints([Turn("user", EARLIER), Turn("assistant", REPLY), Turn("user", LAST)])
+
+    def _prints(self, said: Sequence[Turn]) -> bool:
+        try:
+            rendered = self._render(as_messages(said))
+        except ValueError:
+            return False
+        return all(turn.text in rendered for turn in said)
 
 
-def takes_system(render: Render) -> bool:
-    """Whether a template prints a system turn."""
-    messages = as_messages([Turn("system", SYSTEM)], LAST)
-    try:
-        return SYSTEM in render(messages)
-    except ValueError:
-        return False
-
-
-def takes_earlier(render: Render) -> bool:
-    """Whether a template prints the turns before the last one."""
-    messages = as_messages([Turn("user", EARLIER), Turn("assistant", REPLY)], LAST)
-    try:
-        rendered = render(messages)
-    except ValueError:
-        return False
-    return EARLIER in rendered and REPLY in rendered
+def as_messages(turns: Sequence[Turn]) -> list[Message]:
+    """Turns as messages of a conversation."""
+    return [{"role": turn.role, "content": turn.text} for turn in turns]
 
 
 def joined_systems(messages: Sequence[Message]) -> list[Message]:

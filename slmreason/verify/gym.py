@@ -18,6 +18,10 @@ from urllib.parse import parse_qsl, urlencode
 
 PREFIX = "reasoning_gym:"
 SIZE, SEED = 500, 0
+MAX_ANSWER_BYTES = 12_000
+"""Of an answer that is scored, as it is written to the process; a longer one is wrong, a longer gold rejected."""
+UNFIT = {"codeio": "it runs code that comes with its data, and what it makes is not the same twice"}
+"""Generators that are refused, and why."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ def dataset(family: GymFamily) -> Any:
         raise ValueError(
             f"{PREFIX}{family.name}: reasoning-gym is not installed: pip install 'slmreason[gym]'"
         ) from error
+    if family.name in UNFIT:
+        raise ValueError(f"{PREFIX}{family.name}: refused: {UNFIT[family.name]}")
     if family.name not in factory.DATASETS:
         near = difflib.get_close_matches(family.name, factory.DATASETS, n=3) or sorted(factory.DATASETS)[:5]
         raise ValueError(f"{PREFIX}{family.name}: reasoning-gym has no such generator; near it are {', '.join(near)}")
@@ -146,6 +152,11 @@ def score(identifier: str, question: str, answer: str) -> float | None:
         return None
     [family] = families(identifier.partition("#")[0])
     return float(dataset(family).score_answer(answer, entry))
+
+
+def is_scorable(answer: str) -> bool:
+    """Whether an answer is neither empty nor too long to be handed over."""
+    return bool(answer) and len(json.dumps(answer)) <= MAX_ANSWER_BYTES
 
 
 def digest(question: str) -> str:

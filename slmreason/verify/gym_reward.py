@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
 from slmreason.records import Problem, Reject
 from slmreason.verify.extract import final_answer, without_thoughts
-from slmreason.verify.gym import digest
+from slmreason.verify.gym import digest, is_scorable
 from slmreason.verify.notation import last_boxed
 from slmreason.verify.process_pool import Limits, Ruling, shared_pool
 from slmreason.verify.rewards import MAX_SHOWN_CHARS, RewardFn, Verdict
 
 WORKER = "slmreason.verify.gym_worker"
-MAX_ANSWER_BYTES = 12_000
-"""Of an answer that is scored, as it is written to the process; a longer one is wrong."""
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
 
@@ -52,7 +49,9 @@ class GymReward(RewardFn):
         answers = [stated(text) for _, text in pairs]
         asked = [(problem.id, digest(problem.question), answer or "") for (problem, _), answer in
                  zip(pairs, answers, strict=True)]  # fmt: skip
-        wanted = [each for each, answer in zip(asked, answers, strict=True) if _is_scorable(answer)]
+        wanted = [
+            each for each, answer in zip(asked, answers, strict=True) if answer is not None and is_scorable(answer)
+        ]
         rulings = dict(zip(wanted, shared_pool(self.limits, WORKER).compare(wanted), strict=True)) if wanted else {}
         return [self._verdict(each, rulings.get(each)) for each in asked]
 
@@ -77,7 +76,3 @@ def stated(text: str) -> str | None:
     if (boxed := last_boxed(behind)) is not None:
         return _TEXT.sub(lambda match: match[1], boxed).strip()
     return final_answer(behind, words=True)
-
-
-def _is_scorable(answer: str | None) -> bool:
-    return bool(answer) and len(json.dumps(answer)) <= MAX_ANSWER_BYTES
