@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -79,11 +79,11 @@ class ScoreTable:
 class FitResult:
     """What a run came to."""
 
-    student: Student
+    student: Student = field(repr=False)
     """Trained, in evaluation mode, on the device that it was trained on."""
     folder: Path
     """Of the run; `slmreason.run.folder.RunFolder` knows its files."""
-    reports: tuple[StageReport, ...]
+    reports: tuple[StageReport, ...] = field(repr=False)
     """What became of each stage, the base first."""
 
     @property

@@ -65,6 +65,13 @@ def test_it_runs_again_in_the_same_process_and_within_an_event_loop(result: slmr
     assert again.table.records == result.table.records
 
 
+def test_it_runs_in_another_thread_than_the_main_one(result: slmreason.FitResult, tmp_path: Path) -> None:
+    async def cell() -> slmreason.FitResult:
+        return await asyncio.to_thread(slmreason.fit, "quickstart", **TINY, run_dir=tmp_path / "run")
+
+    assert asyncio.run(cell()).table.records == result.table.records
+
+
 def test_a_finished_run_is_gone_on_with_by_its_folder(result: slmreason.FitResult) -> None:
     again = slmreason.fit(resume=result.folder)
     assert again.folder == result.folder
@@ -118,6 +125,18 @@ def test_a_run_that_fails_says_how_to_go_on_with_it(tmp_path: Path, monkeypatch:
     with pytest.raises(RuntimeError, match="cosmic ray") as caught:
         slmreason.fit("quickstart", **TINY, run_dir=tmp_path / "run")
     assert f"fit --resume {tmp_path / 'run'}" in caught.value.__notes__[0]
+
+
+def test_a_key_that_lightning_caught_is_a_keyboard_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Curriculum) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)  # as Trainer.fit does
+
+    monkeypatch.setattr(Curriculum, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="what has been done is kept, go on with: "):
+        slmreason.fit("quickstart", **TINY, run_dir=tmp_path / "run")
 
 
 def test_sections_are_flags() -> None:
