@@ -32,7 +32,7 @@ from benchmarks.common import (
     quiet,
     save,
 )
-from slmreason.data.datamodule import PackedDataset
+from slmreason.data.batches import PackedDataset
 from slmreason.data.sources import load_problems
 from slmreason.embedded.families import make_problems, rebuild, write_solution
 from slmreason.modules.settings import SFTSettings

@@ -54,7 +54,7 @@ class SampleCompletions(Callback):
                 "epoch": trainer.current_epoch,
                 "batch": batch_idx,
                 "problem_id": group.problem.id,
-                "question": group.problem.question,
+                "question": group.problem.whole_question,
                 "answer": group.problem.answer,
                 "completion": rollout.text,
                 "reward": rollout.reward,
@@ -78,7 +78,7 @@ class SampleCompletions(Callback):
         for column in ("question", "answer", "completion", "reward"):
             table.add_column(column, overflow="fold")
         for group, rollout in picked:
-            texts = (group.problem.question, group.problem.answer, rollout.text, f"{rollout.reward:g}")
+            texts = (group.problem.whole_question, group.problem.answer, rollout.text, f"{rollout.reward:g}")
             table.add_row(*(Text(shown(text[: self.max_chars])) for text in texts))
         return table
 

@@ -28,6 +28,7 @@ from slmreason.student import Lora, Student
 from slmreason.supervision.bridge import BridgeSettings
 from slmreason.supervision.critique import CritiqueSettings
 from slmreason.teacher.base import FirstProcessTeacher
+from slmreason.verify.by_source import RewardBySource
 
 MARK = "<!-- every config key -->"
 """Where the table goes on the page."""
@@ -133,7 +134,9 @@ def classes(base: type) -> list[type]:
     below: list[type] = base.__subclasses__()
     found = [cls for child in below for cls in (child, *classes(child))]
     usable = [cls for cls in found if not inspect.isabstract(cls) and cls.__module__.startswith("slmreason.")]
-    return sorted((cls for cls in usable if cls is not FirstProcessTeacher), key=lambda cls: cls.__name__)
+    return sorted(
+        (cls for cls in usable if cls not in (FirstProcessTeacher, RewardBySource)), key=lambda cls: cls.__name__
+    )
 
 
 def arguments(cls: type, section: str) -> list[Key]:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -21,13 +21,22 @@ Provenance = Literal["teacher", "bridged", "handover", "self"]
 """Who wrote a trace; `teacher` too where it came with the problem."""
 CritiqueKind = Literal["diagnosis", "repair", "new_trace"]
 CRITIQUE_KINDS: tuple[CritiqueKind, ...] = get_args(CritiqueKind)
+Role = Literal["system", "user", "assistant"]
 
 T = TypeVar("T")
 
 
 def to_json(record: Any) -> dict[str, Any]:
     """The JSON form of a record: its fields by name, nested records as nested dicts, a `Fault` as its text."""
-    return {field.name: _as_json(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    fields = {field.name: _as_json(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    for name in _LEFT_OUT_WHERE_EMPTY & fields.keys():
+        if not fields[name]:
+            del fields[name]
+    return fields
+
+
+_LEFT_OUT_WHERE_EMPTY = {"turns"}
+"""Fields that most records do not need: their files stay as short as they can be."""
 
 
 def _as_json(value: Any) -> Any:
@@ -128,6 +137,14 @@ class Place:
         return f"round-{self.round:02d}/{self.stage}"
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What was said before the question of a problem."""
+
+    role: Role
+    text: str
+
+
 @dataclass(frozen=True, slots=True)  # there may be a million
 class Problem:
     """A question with a checkable answer."""
@@ -146,16 +163,29 @@ class Problem:
     """By how much a decimal answer may differ from the gold one, in its own unit."""
     relative_tolerance: float = 0.0
     """By what share of the gold number an answer may differ, as Minerva's 0.01."""
+    turns: tuple[Turn, ...] = ()
+    """What stands in the prompt before the question: a system turn, and earlier turns of a conversation."""
 
     @property
     def key(self) -> str:
-        """A digest of question and gold: the same problem has the same key wherever its row stands."""
-        return problem_key(self.question, self.answer)
+        """A digest of question, gold and earlier turns: a problem has the same key wherever its row stands."""
+        return problem_key(self.question, self.answer, self.turns)
+
+    @property
+    def whole_question(self) -> str:
+        """The question with what was said before it in one text, for a reader who is not asked in turns."""
+        if not self.turns:
+            return self.question
+        said = [*self.turns, Turn("user", self.question)]
+        return "\n\n".join(f"{turn.role}: {turn.text}" for turn in said)
 
 
-def problem_key(question: str, answer: str) -> str:
-    """A digest of a question and its gold, spacing aside: 16 hexadecimal digits."""
-    text = f"{' '.join(question.split())}\0{' '.join(answer.split())}"
+def problem_key(question: str, answer: str, turns: Sequence[Turn] = ()) -> str:
+    """A digest of a question, its gold and the turns before it, spacing aside: 16 hexadecimal digits."""
+    parts = [question, answer]
+    for turn in turns:
+        parts += [turn.role, turn.text]
+    text = "\0".join(" ".join(part.split()) for part in parts)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

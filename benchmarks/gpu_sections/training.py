@@ -19,7 +19,7 @@ from benchmarks.common import solutions
 from benchmarks.gpu_sections.lab import Lab, Outcome, products_in, worst
 from benchmarks.precision import compared_update, sft_update
 from slmreason.curriculum.trainer import with_strategy
-from slmreason.data.datamodule import PackedDataset
+from slmreason.data.batches import PackedDataset
 from slmreason.modules.settings import SFTSettings
 from slmreason.modules.sft import SFTModule
 from slmreason.run.tree import SafetensorsIO

@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "the method beside its controls, each with the same budget of tokens and the same seeds",
     "report": "one HTML page of a run: accuracy, how problems moved, curves, traces, critiques, answers",
     "export": "write a run's student as a folder that transformers, peft and vLLM load",
+    "data": "show how a data set is read: rows, prompts, tokens, what is rejected and which key to set",
     "stratify": "measure difficulty and sort a pool into bands, from new or recorded rollouts",
     "bridge": "make the traces of what is not mastered, to a file that can be read and edited",
     "critique": "make critique records of a run's harvested failures, to a file that can be read and edited",

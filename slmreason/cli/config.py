@@ -20,6 +20,7 @@ from slmreason.cli.command import Command
 from slmreason.cli.errors import ConfigError, explain, tidy
 from slmreason.curriculum import CurriculumSettings
 from slmreason.data.datamodule import ReasoningDataModule
+from slmreason.data.mixture import Entry, entries_of, reward_of
 from slmreason.evaluate.benchmarks import EvaluationSettings
 from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
 from slmreason.rollout.engine import RolloutEngine
@@ -35,6 +36,7 @@ from slmreason.teacher.dataset import TraceTeacher  # noqa: F401
 from slmreason.teacher.openai import APITeacher  # noqa: F401
 from slmreason.teacher.procedural import ProceduralTeacher  # noqa: F401
 from slmreason.teacher.vllm import VLLMTeacher  # noqa: F401
+from slmreason.verify.by_source import RewardBySource
 from slmreason.verify.rewards import RewardFn
 
 RECIPES = Path(__file__).parents[1] / "configs"
@@ -88,7 +90,8 @@ def _subclasses(base: type) -> list[str]:
     """Names of the classes that a user can choose: all below `base` that can be made from options alone."""
     found: list[type] = base.__subclasses__()
     below = [name for cls in found for name in _subclasses(cls)]
-    own = [cls.__name__ for cls in found if not inspect.isabstract(cls) and cls is not FirstProcessTeacher]
+    inner = (FirstProcessTeacher, RewardBySource)
+    own = [cls.__name__ for cls in found if not inspect.isabstract(cls) and cls not in inner]
     return sorted({*own, *below})
 
 
@@ -115,7 +118,11 @@ def build_parser(command: str, description: str) -> Parser:
     parser.add_argument("--seed_everything", type=int, default=42, help="Seed of every random number generator.")
     parser.add_argument("--run_dir", type=str, default="runs/run", help="Folder of the run; a free name is found.")
     parser.add_class_arguments(Student, "student", sub_configs=True)
-    parser.add_class_arguments(ReasoningDataModule, "data", sub_configs=True)
+    # By itself: a file of rows is not to be read as a config that stands in a file of its own.
+    parser.add_argument(
+        "--data.train", type=str | list[str | Entry], help="The pool: see data.train in docs/config.md."
+    )
+    parser.add_class_arguments(ReasoningDataModule, "data", sub_configs=True, skip={"train"})
     parser.add_class_arguments(CurriculumSettings, "curriculum", sub_configs=True)
     # Not made by the parser: a command that does not fit takes what a fit would not.
     parser.add_class_arguments(SFTSettings, "sft", instantiate=False)
@@ -129,8 +136,9 @@ def build_parser(command: str, description: str) -> Parser:
         "--teacher", type=Teacher | None, default=None, help="Who gives traces, rewrites and critiques."
     )
     parser.add_argument(
-        "--benchmarks", type=list[str], default=EMBEDDED_BENCHMARKS,
-        help="Known names, NAME=FILE, files, hub names, or embedded:FAMILY/test?count=N.",
+        "--benchmarks", type=list[str | Entry], default=EMBEDDED_BENCHMARKS,
+        help="Known names, NAME=FILE, files, hub names, or embedded:FAMILY/test?count=N; each may be {path, columns, "
+        "reward, limit, split}.",
     )  # fmt: skip
     parser.add_class_arguments(EvaluationSettings, "evaluation")
     parser.add_class_arguments(BackendSettings, "backend")
@@ -263,15 +271,24 @@ def fresh_trainer_config(config: Namespace) -> dict[str, Any]:
     return dict(vars(made.trainer))
 
 
-def instantiate(parser: Parser, config: Namespace) -> Namespace:
+def instantiate(parser: Parser, config: Namespace, sections: Sequence[str] | None = None) -> Namespace:
     """Every object of the config but the trainer, which each fit makes anew.
+
+    Args:
+        sections: those alone that are needed; None takes all.
 
     Raises:
         ConfigError: a constructor refused its arguments.
     """
     kept = config.clone()
-    del kept["trainer"]
+    for name in list(vars(kept)):
+        if name == "trainer" or (sections is not None and name not in sections):
+            del kept[name]
     try:
-        return parser.instantiate_classes(kept)
+        made = parser.instantiate_classes(kept)
+        if "reward" in made:
+            benchmarks = entries_of(made.benchmarks, "benchmarks") if made.benchmarks else ()
+            made.reward = reward_of(made.reward, [*made.data.entries, *benchmarks])
+        return made
     except (ValueError, TypeError) as error:
         raise ConfigError(tidy(str(error))) from error

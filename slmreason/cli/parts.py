@@ -9,7 +9,7 @@ from slmreason.curriculum.trainer import Processes
 from slmreason.evaluate.benchmarks import Benchmark, load_benchmarks
 from slmreason.rollout.engine import RolloutEngine, prompt_limit
 from slmreason.student import Student
-from slmreason.verify.verdicts import try_reward
+from slmreason.verify.verdicts import try_rewards
 
 
 def load_data(made: Namespace, config: Namespace) -> list[Benchmark]:
@@ -19,12 +19,12 @@ def load_data(made: Namespace, config: Namespace) -> list[Benchmark]:
         ValueError: a source cannot be read or gives no problem.
     """
     student, engine = made.student, made.rollout
-    benchmarks = load_benchmarks(config.benchmarks, made.evaluation, student, engine)
+    benchmarks = load_benchmarks(made.benchmarks, made.evaluation, student, engine)
     held_out = {benchmark.name: benchmark.problems for benchmark in benchmarks}
     longest = prompt_limit(student, engine, config.grpo.max_completion_tokens, "grpo.max_completion_tokens")
     made.data.load(student.prompt_length, held_out, longest)
     check_positions(made, config)
-    try_reward(made.reward, made.data.problems[0])
+    try_rewards(made.reward, made.data.problems)
     return benchmarks
 
 
@@ -50,7 +50,7 @@ def check_positions(made: Namespace, config: Namespace) -> None:
         ValueError: a prompt of the pool with what follows it is longer than the student's positions.
     """
     student, positions = made.student, made.student.max_length
-    longest = max(student.prompt_length(problem.question) for problem in made.data.problems)
+    longest = max(student.prompt_length(problem) for problem in made.data.problems)
     follows = {"grpo.max_completion_tokens": config.grpo.max_completion_tokens}
     if "sft" in made.curriculum.stages:
         follows["bridge.max_trace_tokens"] = made.bridge.max_trace_tokens

@@ -15,7 +15,7 @@ from slmreason.evaluate.benchmarks import evaluate, load_benchmarks, save_scores
 from slmreason.report.terminal import print_tables, samples_table
 from slmreason.run.progress import watching
 from slmreason.runtime.distributed import is_first
-from slmreason.verify.verdicts import try_reward
+from slmreason.verify.verdicts import try_rewards
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,8 @@ def prepare(request: Request) -> Job:
     out = Path(config.pop("out", "test.jsonl"))
     made = instantiate(request.parser, config)
     settings, model = made.evaluation, config.student.model
-    benchmarks = load_benchmarks(config.benchmarks, settings, made.student, made.rollout)
-    for benchmark in benchmarks[:1]:
-        try_reward(made.reward, benchmark.problems[0])
+    benchmarks = load_benchmarks(made.benchmarks, settings, made.student, made.rollout)
+    try_rewards(made.reward, (benchmark.problems[0] for benchmark in benchmarks))
     processes = Processes(fresh_trainer_config(config), made.backend)
 
     def job() -> None:

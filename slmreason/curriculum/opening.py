@@ -47,7 +47,7 @@ def open_run(
         data.ledger.take(data.given_evidence, Place(0, "stratify"))
     write_records(files.rejects, [*data.rejects, *data.unmatched, *rejects])
     said = f": {most_common(data.rejects)}" if data.rejects else ""
-    log.info("pool: %d problems from %s, %d rejected%s", len(data.problems), data.train, len(data.rejects), said)
+    log.info("pool: %d problems from %s, %d rejected%s", len(data.problems), data.pool_name, len(data.rejects), said)
     return state, checkpoint
 
 

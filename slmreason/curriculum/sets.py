@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from slmreason.data.datamodule import PackedDataset, ReasoningDataModule, packed_batches
+from slmreason.data.batches import PackedDataset, packed_batches
+from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.strata import Strata, acquisition_set, consolidation_set, still_unsolved
 from slmreason.modules.by_hand import prompt_batches
 from slmreason.records import Band, BridgeResult, Critique, CritiqueKind, Example, Place, Problem, Reject
@@ -58,9 +59,7 @@ class AcquisitionStage:
             if trace is None:
                 continue
             target = self.student.encode_target(trace.text)
-            examples.append(
-                Example(self.student.encode_question(problem.question), target, problem.id, trace.provenance)
-            )
+            examples.append(Example(self.student.encode_problem(problem), target, problem.id, trace.provenance))
         for record in self.critiques:
             examples += critique_examples(record, self.student, self.critique_kinds)
         return examples

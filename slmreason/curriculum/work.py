@@ -74,7 +74,7 @@ class Work:
         """
         order = list(range(len(problems)))
         if self.longest_first:
-            lengths = [self.student.prompt_length(problem.question) for problem in problems]
+            lengths = [self.student.prompt_length(problem) for problem in problems]
             order.sort(key=lambda index: -lengths[index])  # a stable sort: those of one length keep their order
         made = self.notes.chunks(
             key, [problems[index] for index in order], make, cls, self.at_a_time(completions),

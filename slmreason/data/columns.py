@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from slmreason.data.golds import AnswerFormat
 from slmreason.data.rows import PLACE
 
+GOLDS = "answer|final_answer|target|result|ground_truth"
+SOLUTIONS = "solution|completion|output|response"
+"""Columns whose text is a worked solution with the answer in it, read where there is none of the others."""
+NAMED = {"answer": "data.columns.answer names the column of the answer, data.columns.answer_format how it stands there"}
+"""What an error says of its key, where it says more than that it names a column."""
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Adds to an error which key of the config names the column that it is about."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        if "data.columns." in said:
+            raise
+        joint = "; " if ":" in said else ": "
+        raise ValueError(f"{said}{joint}{NAMED.get(key, f'data.columns.{key} names the column')}") from error
+
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column of a dataset is what. `a|b` takes the first that exists; `{a} {b}` joins columns into a text."""
+    """Which column of a dataset is what. `a|b` takes the first that is there and not null; `{a} {b}` joins columns into
+    a text. What the defaults make of conversations and of Alpaca's rows stands in docs/data.md."""
 
     question: str = "question|problem|input|prompt"
-    """The question's column."""
-    answer: str = "answer|final_answer|target|result"
-    """The column with the gold answer."""
+    """The question's column; it may hold a conversation."""
+    answer: str = f"{GOLDS}|{SOLUTIONS}"
+    """The column with the gold answer, or with a worked solution that ends in it."""
     trace: str | None = None
     """A worked solution; with `answer_format: hash` or `boxed` the answer column itself serves when this is not set."""
     id: str | None = None

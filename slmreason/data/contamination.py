@@ -23,15 +23,22 @@ def contaminated(problems: Sequence[Problem], benchmarks: Mapping[str, Iterable[
     Args:
         benchmarks: the problems of each by its name.
     """
-    exact = {p.question: (name, p.id) for name, asked in benchmarks.items() for p in asked}
+    exact = {_said(p): (name, p.id) for name, asked in benchmarks.items() for p in asked}
     normalised = {form: place for question, place in exact.items() if (form := normalise(question))}
     found = {}
     for problem in problems:
-        if problem.question in exact:
-            found[problem.id] = "contamination: stands in benchmark {}, as {}".format(*exact[problem.question])
-        elif place := normalised.get(normalise(problem.question)):
+        said = _said(problem)
+        if said in exact:
+            found[problem.id] = "contamination: stands in benchmark {}, as {}".format(*exact[said])
+        elif place := normalised.get(normalise(said)):
             found[problem.id] = "contamination but for spelling: stands in benchmark {}, as {}".format(*place)
     return found
+
+
+def _said(problem: Problem) -> str:
+    """The question with the conversation before it, without a system turn: that does not make it another question."""
+    earlier = [turn.text for turn in problem.turns if turn.role != "system"]
+    return "\n".join([*earlier, problem.question])
 
 
 def normalise(question: str) -> str:

@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
-import torch
 from torch.utils.data import DataLoader
 
+from slmreason.data.batches import PlannedLoader
+from slmreason.data.columns import Columns
 from slmreason.data.contamination import contaminated
 from slmreason.data.evidence import matched_evidence, of_pool
 from slmreason.data.identity import refuse_no_match
 from slmreason.data.ledger import Ledger
-from slmreason.data.sources import Columns, load_problems, most_common
+from slmreason.data.mixture import Entry, entries_of, held_out, read_pool
+from slmreason.data.reading import Loaded
 from slmreason.data.strata import Bands, Routing, Strata, routed, stratify
-from slmreason.records import Band, Evidence, Example, Place, Problem, Reject
+from slmreason.records import Band, Evidence, Place, Problem, Reject
 from slmreason.rollout.engine import PromptLimit
-from slmreason.runtime.distributed import rank, world_size
-from slmreason.student import Student
-from slmreason.student.packing import FALLBACK_HIDDEN_SIZE, PackedBatch, collate, plan_batches, without_targets
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class ReasoningDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train: str,
+        train: str | list[str | Entry],
         columns: Columns | None = None,
         split: str | None = None,
         limit: int | None = None,
@@ -80,16 +79,18 @@ class ReasoningDataModule(L.LightningDataModule):
         routing: Routing = "difficulty",
         decontaminate: bool = True,
         evidence: str | None = None,
+        holdout: float = 0.0,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         """
         Args:
             train: The pool: `embedded:FAMILY/SPLIT?count=N&difficulty=1,2`, a file (.jsonl, .json, .parquet, .csv,
-                .tsv, and with .gz), `NAME=FILE`, or a hub name such as `openai/gsm8k`.
+                .tsv, and with .gz), `NAME=FILE`, or a hub name such as `openai/gsm8k`. A list of these is one pool; an
+                entry of it may be `{path, columns, weight, reward, limit, split}`.
             columns: Which column is what, when the dataset is not a known one.
             split: Split of a hub dataset.
-            limit: Read no more than so many rows of the pool.
+            limit: Read no more than so many rows of the pool; of each data set, where there are several.
             max_prompt_tokens: Problems with a longer prompt are set aside into rejects.jsonl.
             token_budget: Tokens in a micro-batch, of SFT, CFT and GRPO alike: the bound on memory.
             batch_size: At most so many examples in a micro-batch of SFT and CFT; the token budget alone when not set.
@@ -101,6 +102,7 @@ class ReasoningDataModule(L.LightningDataModule):
                 are set aside into rejects.jsonl; false keeps them, with a warning.
             evidence: File of `slmreason stratify` for this student: what it measured is not measured again. Its lines
                 are matched by question and gold, and how many match is said.
+            holdout: Share of the pool that is never trained on, chosen by question and gold; 0 keeps none.
             num_workers: Worker processes of the dataloader; batches are planned beforehand, so the order is the same.
             seed: Of shuffling and review draws.
 
@@ -115,8 +117,12 @@ class ReasoningDataModule(L.LightningDataModule):
             raise ValueError(f"data.review_share must be within 0 and 1, got {review_share}")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
-        self.train = train
-        self.columns, self.split, self.limit = columns, split, limit
+        if not 0 <= holdout < 1:
+            raise ValueError(f"data.holdout must be at least 0 and below 1, got {holdout}")
+        self.entries = entries_of(train, "data.train", columns, split, limit)
+        self.holdout_share = holdout
+        self.holdout: tuple[Problem, ...] = ()
+        """Problems of the pool that are never trained on."""
         self.max_prompt_tokens, self.decontaminate, self.evidence = max_prompt_tokens, decontaminate, evidence
         self.token_budget, self.batch_size = token_budget, batch_size
         self.bands, self.review_share, self.routing = bands, review_share, routing
@@ -140,21 +146,44 @@ class ReasoningDataModule(L.LightningDataModule):
 
     def load(
         self,
-        prompt_length: Callable[[str], int],
+        prompt_length: Callable[[Problem], int],
         benchmarks: Mapping[str, Iterable[Problem]],
         longest: PromptLimit | None = None,
     ) -> None:
         """Reads the pool, and the evidence that `slmreason stratify` wrote of it.
 
         Args:
-            prompt_length: question -> number of prompt tokens under the student's template.
+            prompt_length: problem -> number of prompt tokens under the student's template.
             benchmarks: problems that are not to be trained on, by the benchmark's name.
             longest: prompt that leaves room for its rollouts in the student and the engine.
 
         Raises:
-            ValueError: the source is unreadable, or every problem of it was set aside.
+            ValueError: a source is unreadable, or every problem of it was set aside.
         """
-        loaded = load_problems(self.train, self.columns, self.split, self.limit)
+        pool = read_pool(self.entries, lambda loaded: self._kept(loaded, prompt_length, benchmarks, longest), self.seed)
+        self.problems, self.holdout = held_out(pool.problems, self.holdout_share)
+        self.rejects = pool.rejects
+        if self.holdout:
+            log.info("data.holdout: %d of %d problems are kept from training", len(self.holdout), len(pool.problems))
+        if self.evidence is not None:
+            matched = matched_evidence(Path(self.evidence), self.problems)
+            refuse_no_match(matched, "data.evidence", self.evidence)
+            log.info(matched.describe(f"data.evidence {self.evidence}", len(self.problems)))
+            self.given_evidence, self.unmatched = of_pool(matched), matched.rejects
+
+    @property
+    def pool_name(self) -> str:
+        """Where the pool comes from, for a line on the screen."""
+        return ", ".join(entry.path for entry in self.entries)
+
+    def _kept(
+        self,
+        loaded: Loaded,
+        prompt_length: Callable[[Problem], int],
+        benchmarks: Mapping[str, Iterable[Problem]],
+        longest: PromptLimit | None,
+    ) -> Loaded:
+        """What was read, without the problems whose prompt is too long and those that a benchmark asks too."""
         read, limit = len(loaded.problems), self.max_prompt_tokens
         if longest is None or limit <= longest.tokens:
             loaded = loaded.within(prompt_length, limit, f"data.max_prompt_tokens is {limit}")
@@ -168,16 +197,7 @@ class ReasoningDataModule(L.LightningDataModule):
         elif found:
             log.warning("%d of %d training problems stand in a benchmark too and are kept (data.decontaminate): %s",
                         len(found), len(loaded.problems), next(iter(found.values())))  # fmt: skip
-        if not loaded.problems:
-            last = loaded.rejects[-1]
-            raise ValueError(f"data.train: {self.train}: every problem was set aside: {most_common(loaded.rejects)}; "
-                             f"the last in {last.where}: {last.reason}")  # fmt: skip
-        self.problems, self.rejects = loaded.problems, loaded.rejects
-        if self.evidence is not None:
-            matched = matched_evidence(Path(self.evidence), self.problems)
-            refuse_no_match(matched, "data.evidence", self.evidence)
-            log.info(matched.describe(f"data.evidence {self.evidence}", len(self.problems)))
-            self.given_evidence, self.unmatched = of_pool(matched), matched.rejects
+        return loaded
 
     # -- one fit ----------------------------------------------------------------------------------------------------
 
@@ -195,8 +215,8 @@ class ReasoningDataModule(L.LightningDataModule):
         rows = trainer.lightning_module.enter(self)  # type: ignore[operator]
         self._is_by_hand = True
         if not rows:
-            raise ValueError(f"data.train: {self.train}: there is nothing to train on: every problem is mastered, or "
-                             "has no trace that passes the checks")  # fmt: skip
+            raise ValueError(f"data.train: {self.pool_name}: there is nothing to train on: every problem is mastered, "
+                             "or has no trace that passes the checks")  # fmt: skip
 
     def enter(
         self,
@@ -265,89 +285,3 @@ class ReasoningDataModule(L.LightningDataModule):
     def rng(self, *key: object) -> random.Random:
         """A generator of its own for each purpose, so one draw never shifts another."""
         return random.Random("/".join(map(str, (self.seed, *key))))
-
-
-class PlannedLoader(DataLoader[Any]):
-    """Batches that were planned beforehand, from the `start`-th on: a fit that goes on has had those before it."""
-
-    def __init__(self, batches: Sequence[Any], start: int, num_workers: int, pin_memory: bool) -> None:
-        super().__init__(
-            batches,  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=range(start, len(batches)),
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # an iterator draws a seed for its workers: not from the global generator
-        )
-
-    def __len__(self) -> int:
-        """Batches of the whole epoch: what Lightning counts against."""
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: Lightning's loop knows the place. Having this method tells it that we can go on from there."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to do: see `state_dict`."""
-
-
-class PackedDataset(Sequence[PackedBatch]):
-    """Micro-batches of supervised examples, planned at once for all processes and collated when asked for.
-
-    An optimizer step is a window of `accumulate` micro-batches in each process. The plan knows how many target tokens a
-    window has in all, and every micro-batch carries that number: two processes, or two accumulated micro-batches, then
-    give the same gradient as one large batch.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        plan: list[list[int]],
-        accumulate: int,
-        pad_token_id: int,
-        rank: int = 0,
-        world_size: int = 1,
-        hidden_size: int = FALLBACK_HIDDEN_SIZE,
-        device_type: str = "cpu",
-    ) -> None:
-        self.hidden_size, self.device_type = hidden_size, device_type
-        self.examples, self.plan, self.accumulate, self.pad_token_id = examples, plan, accumulate, pad_token_id
-        self.rank, self.world_size = rank, world_size
-        tokens = [sum(len(examples[i].target_ids) for i in batch) for batch in plan]
-        window = accumulate * world_size
-        self.step_tokens = [sum(tokens[start : start + window]) for start in range(0, len(plan), window)]
-
-    def __len__(self) -> int:
-        return -(-len(self.plan) // self.world_size)
-
-    def __getitem__(self, index: int) -> PackedBatch:  # type: ignore[override]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        tokens = self.step_tokens[index // self.accumulate]
-        planned = index * self.world_size + self.rank
-        if planned >= len(self.plan):
-            return without_targets(self.pad_token_id, tokens, self.accumulate)
-        chosen = [self.examples[i] for i in self.plan[planned]]
-        return collate(
-            chosen,
-            self.pad_token_id,
-            tokens,
-            self.accumulate,
-            hidden_size=self.hidden_size,
-            device_type=self.device_type,
-        )
-
-    def __iter__(self) -> Iterator[PackedBatch]:
-        return (self[index] for index in range(len(self)))
-
-
-def packed_batches(
-    examples: Sequence[Example], data: ReasoningDataModule, epoch: int, accumulate: int, student: Student, place: Place
-) -> PackedDataset:
-    """Shuffles and cuts the examples of one epoch into micro-batches of the token budget."""
-    rng = data.rng("shuffle", place.round, place.stage, epoch)
-    plan = plan_batches([len(example) for example in examples], data.token_budget, data.batch_size, rng)
-    return PackedDataset(
-        examples, plan, accumulate, student.pad_token_id, rank(), world_size(), student.hidden_size, student.device.type
-    )

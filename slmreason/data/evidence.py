@@ -10,7 +10,7 @@ from typing import Any
 from slmreason.data.identity import Identity, Matched, Pool, identity_in, read_pool
 from slmreason.data.rows import readable
 from slmreason.data.strata import Bands
-from slmreason.records import Evidence, Problem
+from slmreason.records import Evidence, Problem, to_json
 from slmreason.run.files import record_of, written_rows
 from slmreason.run.folder import RunFolder
 
@@ -29,7 +29,13 @@ def readable_row(evidence: Evidence, problem: Problem, bands: Bands) -> dict[str
         "solution": evidence.solution,
         "question": problem.question,
         "answer": problem.answer,
+        **_turns_of(problem),
     }
+
+
+def _turns_of(problem: Problem) -> dict[str, Any]:
+    """The earlier turns of a problem, where it has any: without them its line would be of another problem."""
+    return {"turns": [to_json(turn) for turn in problem.turns]} if problem.turns else {}
 
 
 def read_evidence(path: Path) -> list[tuple[Identity, Evidence]]:

@@ -73,6 +73,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
+        if _is_jsonl(text):
+            yield from _lines_of(path, text)
+            return
         raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg.removesuffix(' at')})") from error
     except (ValueError, RecursionError) as error:  # a number of too many digits, nested too deeply
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
@@ -80,6 +83,20 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"{path}: must hold a list of objects, not one {type(rows).__name__}; JSONL is named .jsonl")
     for number, row in enumerate(rows, start=1):
         yield f"{path}, row {number}", row
+
+
+def _is_jsonl(text: str) -> bool:
+    """Whether the first line of a text is an object by itself, as in files of JSON lines that are named `.json`."""
+    try:
+        return isinstance(json.loads(text.lstrip().partition("\n")[0]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lines_of(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", _or_error(line.encode())
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from slmreason.data.rows import readable
 from slmreason.embedded.families import is_embedded_id
-from slmreason.records import BridgeResult, Critique, Problem, Reject, Trace, problem_key
+from slmreason.records import BridgeResult, Critique, Problem, Reject, Trace, Turn, from_json, problem_key
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -104,7 +104,11 @@ def identity_in(row: Mapping[str, Any], key_of: Mapping[str, str] | None = None)
     identifier = str(row.get("problem_id"))
     question, answer = row.get("question"), row.get("answer")
     if isinstance(question, str) and isinstance(answer, str):
-        return Identity(identifier, problem_key(question, answer), question)
+        try:
+            turns = tuple(from_json(Turn, turn) for turn in row.get("turns", ()))
+        except (ValueError, TypeError):  # somebody edited them: the line is of no problem that is known
+            return Identity(identifier, None, question)
+        return Identity(identifier, problem_key(question, answer, turns), question)
     key = row.get("key", (key_of or {}).get(identifier))
     return Identity(identifier, key if isinstance(key, str) else None)
 

@@ -8,16 +8,24 @@ from __future__ import annotations
 import logging
 import math
 import reprlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slmreason.data import chats
-from slmreason.data.choices import NumberKey, hidden_options, letter_of, numbering, read_key, read_options
-from slmreason.data.columns import Columns
+from slmreason.data.asked import read_asked
+from slmreason.data.choices import (
+    NumberKey,
+    Options,
+    hidden_options,
+    letter_of,
+    numbering,
+    read_key,
+    read_options,
+)
+from slmreason.data.columns import GOLDS, NAMED, SOLUTIONS, Columns, about
 from slmreason.data.golds import as_set, read_gold, unmatched
-from slmreason.data.rows import as_text, has_column, text_of, value_of
+from slmreason.data.rows import as_text, check_row, has_column, text_of, value_of
 from slmreason.records import Problem, Reject
 
 log = logging.getLogger(__name__)
@@ -42,14 +50,14 @@ class Loaded:
         kept = tuple(p for p in self.problems if p.id not in reasons)
         return replace(self, problems=kept, rejects=(*self.rejects, *rejects))
 
-    def within(self, prompt_length: Callable[[str], int], limit: int, why: str) -> Loaded:
+    def within(self, prompt_length: Callable[[Problem], int], limit: int, why: str) -> Loaded:
         """Sets aside the problems whose prompt has more than `limit` tokens.
 
         Args:
-            prompt_length: question -> number of prompt tokens under the student's template.
+            prompt_length: problem -> number of prompt tokens under the student's template.
             why: what sets the limit.
         """
-        lengths = {p.id: prompt_length(p.question) for p in self.problems}
+        lengths = {p.id: prompt_length(p) for p in self.problems}
         return self.without({
             i: f"prompt too long: {length} tokens, {why}" for i, length in lengths.items() if length > limit
         })  # fmt: skip
@@ -67,14 +75,12 @@ class _Reading:
     places: dict[str, str] = field(default_factory=dict)
     keys: dict[int, NumberKey] = field(default_factory=dict)
     """Numbers that name options: what they mean says their column."""
-    systems: dict[int, str] = field(default_factory=dict)
-    """What conversations begin with."""
 
     def add(self, number: int, where: str, row: Any) -> None:
         """Reads a row; one that cannot become a problem is rejected."""
         identifier = f"{self.name}-{number:06d}"
         try:
-            problem, key, system = _to_problem(row, self.columns, self.name, identifier)
+            problem, key = _to_problem(row, self.columns, self.name, identifier)
             if problem.id in self.places:
                 identifier = problem.id
                 raise ValueError(f"the id stands twice: {self.places[problem.id]} has it too, and is kept")
@@ -84,8 +90,6 @@ class _Reading:
         self.places[problem.id], self.problems[number] = where, problem
         if key is not None:
             self.keys[number] = key
-        if system is not None:
-            self.systems[number] = system
 
     def reject(self, number: int, reason: str) -> None:
         """Rejects a row that was read."""
@@ -108,18 +112,17 @@ def to_problems(rows: Iterator[tuple[str, Any]], columns: Columns, name: str, li
         else:
             break
     _settle_keys(reading, beyond)
-    _settle_systems(reading)
     never = unmatched(list(reading.problems.values()))
     for number, problem in list(reading.problems.items()) if never else []:
         if problem.id in never:
-            reading.reject(number, never[problem.id])
+            reading.reject(number, f"{never[problem.id]}; {NAMED['answer']}")
     _say_contradictions(reading)
     return reading.loaded()
 
 
 def _number_key(row: Any, columns: Columns) -> list[NumberKey]:
     try:
-        _, key, _ = _to_problem(row, columns, "", "beyond the limit")
+        _, key = _to_problem(row, columns, "", "beyond the limit")
     except ValueError:
         return []
     return [key] if key is not None else []
@@ -139,111 +142,115 @@ def _settle_keys(reading: _Reading, beyond: Sequence[NumberKey]) -> None:
         try:
             reading.problems[number] = replace(reading.problems[number], answer=letter_of(key, meaning))
         except ValueError as error:
-            reading.reject(number, str(error))
-
-
-def _settle_systems(reading: _Reading) -> None:
-    """Leaves out what many conversations begin with, and rejects those that begin with something of their own."""
-    counts = Counter(reading.systems.values())
-    own = [number for number, text in reading.systems.items() if counts[text] == 1 and len(counts) > 1]
-    for number in own:
-        if number in reading.problems:
-            reading.reject(number, "a system turn that no other row has, so it may be part of the question: "
-                           f"{reprlib.repr(reading.systems[number])}; put it into the user turn")  # fmt: skip
-    if left := len(reading.systems) - len(own):
-        [(text, _)] = counts.most_common(1)
-        log.info("%s: the system turn of %d rows is left out, since it is no part of one question: %r%s; "
-                 "student.instruction says what every prompt says", reading.name, left, text[:SHOWN_CHARS],
-                 "..." if len(text) > SHOWN_CHARS else "")  # fmt: skip
+            reading.reject(number, f"{error}; data.columns.answer_format says how they count")
 
 
 def _say_contradictions(reading: _Reading) -> None:
     """Says how many questions have several answers: no row tells which one is right, so all are kept."""
-    if len({problem.question for problem in reading.problems.values()}) == len(reading.problems):
+    if len({problem.whole_question for problem in reading.problems.values()}) == len(reading.problems):
         return
     golds: dict[str, set[str]] = {}
     for problem in reading.problems.values():
-        golds.setdefault(problem.question, set()).add(problem.answer)
+        golds.setdefault(problem.whole_question, set()).add(problem.answer)
     if torn := [question for question, answers in golds.items() if len(answers) > 1]:
         log.warning("%s: %d questions stand in several rows with different answers, all are kept; the first: %r",
                     reading.name, len(torn), torn[0][:SHOWN_CHARS])  # fmt: skip
 
 
-def _to_problem(row: Any, columns: Columns, name: str, identifier: str) -> tuple[Problem, NumberKey | None, str | None]:
-    """The problem of a row; its key where that is a number, which is no answer yet; its system turn."""
-    chat = _chat(row, columns)
-    question = chat.question if chat else text_of(value_of(row, columns.question), columns.question)
-    options = read_options(value_of(row, columns.choices), columns.choices) if columns.choices else None
-    raw, solution = _raw_answer(row, columns, chat)
+def _to_problem(row: Any, columns: Columns, name: str, identifier: str) -> tuple[Problem, NumberKey | None]:
+    """The problem of a row, and its key where that is a number, which is no answer yet.
+
+    Raises:
+        ValueError: the row cannot become a problem; the message says why, and which key of the config names the column.
+    """
+    check_row(row)
+    with about("question"):
+        asked = read_asked(row, columns)
+    options = None
+    if columns.choices:
+        with about("choices"):
+            options = read_options(value_of(row, columns.choices), columns.choices)
+    with about("answer"):
+        answer, key, trace = _answer(row, columns, asked, options)
+    if columns.trace is not None:
+        with about("trace"):
+            trace = _given_trace(row, columns.trace)
+    with about("any_order"):
+        answer = as_set(answer) if _any_order(row, columns.any_order) else answer
+    if columns.id:
+        with about("id"):
+            identifier = _given_id(row, columns.id)
+    with about("tolerance"):
+        tolerance = _tolerance(row, columns.tolerance)
+    problem = Problem(
+        id=identifier,
+        question=asked.question if options is None else _with_listing(asked.question, options),
+        answer=answer,
+        trace=trace,
+        source=name,
+        choices=options.texts if options else None,
+        tolerance=tolerance,
+        relative_tolerance=columns.relative_tolerance,
+        turns=asked.turns,
+    )
+    return problem, key
+
+
+def _with_listing(question: str, options: Options) -> str:
+    listing = " ".join(f"{chr(65 + i)}) {text}" for i, text in enumerate(options.texts))
+    return f"{question}\n{listing}\nAnswer with the letter of the right option."
+
+
+# -- what is right --------------------------------------------------------------------------------------------------
+
+
+def _answer(
+    row: Mapping[str, Any], columns: Columns, asked: chats.Chat, options: Options | None
+) -> tuple[str, NumberKey | None, str | None]:
+    """(the gold, the key where it is a number yet, the worked solution around it or beside it)."""
+    raw, solution = _raw_answer(row, columns, asked)
     key: NumberKey | None = None
     if options is not None:
         found, trace = read_key(raw, options, columns.answer_format)
         key, answer = (found, "") if isinstance(found, NumberKey) else (None, found)
-        listing = " ".join(f"{chr(65 + i)}) {text}" for i, text in enumerate(options.texts))
-        question = f"{question}\n{listing}\nAnswer with the letter of the right option."
     else:
         if columns.answer_format in ("index", "index1"):
             raise ValueError(f"answer is not the position of an option: {reprlib.repr(raw)}")
         answer, trace = read_gold(raw, columns.answer_format)
         if (hidden := hidden_options(row, answer)) is not None:
             raise ValueError(hidden)
-    if columns.trace is not None:
-        given = value_of(row, columns.trace)
-        turns = chats.turns_in(given)
-        trace = chats.answer_in(turns) if turns else text_of(given, columns.trace)
-    elif solution is not None and solution != answer:
-        trace = solution
-    if _any_order(row, columns.any_order):
-        answer = as_set(answer)
-    if columns.id:
-        identifier = as_text(value_of(row, columns.id), f"column {columns.id!r}")
-        if not identifier:
-            raise ValueError(f"column {columns.id!r} is empty")
-    choices = options.texts if options else None
-    problem = Problem(
-        identifier,
-        question,
-        answer,
-        trace,
-        name,
-        choices,
-        _tolerance(row, columns.tolerance),
-        columns.relative_tolerance,
-    )
-    return problem, key, chat.system if chat else None
+    if solution is not None and solution.strip() != answer:
+        trace = solution.strip()
+    return answer, key, trace
 
 
-def _chat(row: Any, columns: Columns) -> chats.Chat | None:
-    """The conversation that a row is, if its question column holds one, or its default columns are not there."""
-    if not isinstance(row, dict):
-        return None
-    turns, is_default = None, columns.question == Columns.question
-    has_question, has_answer = has_column(row, columns.question), has_column(row, columns.answer)
-    if has_question:
-        turns = chats.turns_in(value_of(row, columns.question))
-    if turns is None and (not is_default or (has_question and has_answer)):
-        return None
-    if turns is None:
-        turns = next((found for name in chats.COLUMNS if (found := chats.turns_in(row.get(name)))), None)
-    return chats.read_chat(turns, row.get("system")) if turns else None
+def _raw_answer(row: Mapping[str, Any], columns: Columns, asked: chats.Chat) -> tuple[Any, str | None]:
+    """The value that holds the gold answer, and the solution that stands beside it or is it."""
+    is_default = columns.answer == Columns.answer
+    if is_default and not has_column(row, GOLDS):
+        if asked.solution is not None:
+            return asked.solution, asked.solution
+        if has_column(row, SOLUTIONS):
+            solution = _said_last(value_of(row, SOLUTIONS))
+            return solution, solution if isinstance(solution, str) else None
+    return _said_last(value_of(row, columns.answer)), asked.solution
 
 
-def _raw_answer(row: Any, columns: Columns, chat: chats.Chat | None) -> tuple[Any, str | None]:
-    """The value that holds the gold answer, and the solution that a conversation has beside it."""
-    if chat is None:
-        return value_of(row, columns.answer), None
-    if has_column(row, columns.answer):
-        given = value_of(row, columns.answer)
-        turns = chats.turns_in(given)
-        return (chats.answer_in(turns) if turns else given), chat.solution
-    if chat.solution is not None and columns.answer == Columns.answer:
-        return chat.solution, chat.solution
-    if isinstance(row.get("completion"), str | list) and columns.answer == Columns.answer:
-        given = row["completion"]
-        turns = chats.turns_in(given)
-        solution = chats.answer_in(turns) if turns else text_of(given, "completion")
-        return solution, solution
-    return value_of(row, columns.answer), None
+def _said_last(value: Any) -> Any:
+    """What the assistant says last where a value is a conversation; any other value as it is."""
+    turns = chats.turns_in(value)
+    return chats.answer_in(turns) if turns else value
+
+
+def _given_trace(row: Mapping[str, Any], column: str) -> str:
+    return text_of(_said_last(value_of(row, column)), column)
+
+
+def _given_id(row: Mapping[str, Any], column: str) -> str:
+    identifier = as_text(value_of(row, column), f"column {column!r}")
+    if not identifier:
+        raise ValueError(f"column {column!r} is empty")
+    return identifier
 
 
 def _any_order(row: Mapping[str, Any], column: bool | str) -> bool:

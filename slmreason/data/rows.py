@@ -23,33 +23,44 @@ _FLOAT32_DIGITS = 11
 _ROUNDED_BITS = 18
 """A float32 with so many bits was rounded from a decimal; it has 24."""
 _FLOAT32_MAX = 3.4e38
+SHOWN_COLUMNS = 12
 _KINDS: dict[type, str] = {
     type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"
 }  # fmt: skip
 
 
-def value_of(row: Any, column: str) -> Any:
-    """The value of a column: `a|b` takes the first that exists, `{a} {b}` joins columns into a text.
-
+def check_row(row: Any) -> None:
+    """
     Raises:
-        ValueError: the row is not an object or has no such column; the message names those it has.
+        ValueError: the row could not be read, or is not an object.
     """
     if isinstance(row, ValueError):
         raise row
     if not isinstance(row, dict):
         raise ValueError(f"a row must be an object: it is {kind_of(row)}")
+
+
+def value_of(row: Any, column: str) -> Any:
+    """The value of a column: `a|b` takes the first that is there and not null, `{a} {b}` joins columns into a text.
+
+    Raises:
+        ValueError: the row is not an object or has no such column; the message names those it has.
+    """
+    check_row(row)
     if "{" in column:
-        names = {name: as_text(value_of(row, name), f"column {name!r}") for name in PLACE.findall(column)}
-        return PLACE.sub(lambda match: names[match.group(1)], column).strip()
-    for option in _options(column):
-        if option in row:
-            return row[option]
-    raise ValueError(f"no column {column!r}: there are {sorted(map(str, row))}")
+        texts = {name: as_text(value_of(row, name), f"column {name!r}") for name in PLACE.findall(column)}
+        return PLACE.sub(lambda match: texts[match.group(1)], column).strip()
+    there = [option for option in _options(column) if option in row]
+    if not there:
+        names = sorted(map(str, row))
+        more = f" and {len(names) - SHOWN_COLUMNS} more" if len(names) > SHOWN_COLUMNS else ""
+        raise ValueError(f"no column {column!r}: there are {names[:SHOWN_COLUMNS]}{more}")
+    return next((row[option] for option in there if row[option] is not None), None)
 
 
 def has_column(row: Mapping[str, Any], column: str) -> bool:
-    """Whether `value_of` would find it; a column that is put together from others is taken to be there."""
-    return "{" in column or not row.keys().isdisjoint(_options(column))
+    """Whether `value_of` would find a value; a column that is put together from others is taken to be there."""
+    return "{" in column or any(row.get(option) is not None for option in _options(column))
 
 
 @lru_cache

@@ -21,10 +21,12 @@ from urllib.parse import parse_qs
 from slmreason.data.columns import Columns
 from slmreason.data.files import is_file_name, local_rows
 from slmreason.data.golds import as_set
+from slmreason.data.gym import gym_problems
 from slmreason.data.reading import Loaded, to_problems
 from slmreason.data.rows import narrow_float, readable
 from slmreason.embedded.families import DIALS, make_problems
 from slmreason.records import Problem, Reject
+from slmreason.verify.gym import PREFIX
 
 __all__ = ["KNOWN", "Columns", "DatasetSpec", "Loaded", "as_set", "load_problems", "most_common", "split_source"]
 
@@ -89,11 +91,21 @@ def split_source(source: str) -> tuple[str, str]:
     but a known dataset's has a slash or a suffix.
     """
     name, equals, path = source.partition("=")
-    if source.startswith("embedded:") or not equals or (os.path.isfile(source) and name not in KNOWN):
+    if source.startswith(("embedded:", PREFIX)) or not equals or (os.path.isfile(source) and name not in KNOWN):
         return source, ""
     if name not in KNOWN and (os.sep in name or not name):
         return source, ""
     return name, path
+
+
+def source_of(path: str) -> str:
+    """What `Problem.source` is of the problems of a source."""
+    if path.startswith("embedded:"):
+        family, _, split = path.removeprefix("embedded:").partition("?")[0].partition("/")
+        return f"embedded:{family}/{split or 'train'}"
+    if path.startswith(PREFIX):
+        return path.partition("?")[0]
+    return readable(split_source(path)[0])
 
 
 def load_problems(
@@ -102,8 +114,9 @@ def load_problems(
     """Reads a source.
 
     Args:
-        source: `embedded:FAMILY/SPLIT?count=N&difficulty=1,2`, a file (.jsonl, .json, .parquet, .csv, .tsv, and .gz), a
-            `KNOWN` name, `NAME=FILE` for a known dataset in a local file (`logiqa=Test.txt` too), or any hub name.
+        source: `embedded:FAMILY/SPLIT?count=N&difficulty=1,2`, `reasoning_gym:NAME?size=N&difficulty=1,2`, a file
+            (.jsonl, .json, .parquet, .csv, .tsv, and .gz), a `KNOWN` name, `NAME=FILE` for a known dataset in a local
+            file (`logiqa=Test.txt` too), or any hub name.
         columns: overrides the known dataset's.
         split: overrides the known dataset's.
         limit: reads no more than so many rows.
@@ -115,15 +128,23 @@ def load_problems(
         raise ValueError(f"{source}: a limit of {limit} rows leaves no problem; it must be at least 1")
     if source.startswith("embedded:"):
         return Loaded(source, tuple(_embedded(source)[:limit]))
-    name, path = split_source(source)
-    spec = KNOWN.get(name, DatasetSpec(name, split="train"))
-    spec = replace(spec, path=path or spec.path, columns=columns or spec.columns, split=split or spec.split)
-    rows = local_rows(Path(spec.path)) if is_file_name(spec.path) else _hub_rows(spec)
-    loaded = to_problems(rows, spec.columns, readable(name), limit)
+    if source.startswith(PREFIX):
+        loaded = gym_problems(source, limit)
+    else:
+        loaded = _rows_of(source, columns, split, limit)
     if not loaded.problems:
         seen = f"; all {len(loaded.rejects)} rows are bad, {_described(loaded.rejects)}" if loaded.rejects else ""
         raise ValueError(f"{source}: no usable problem{seen}")
     return loaded
+
+
+def _rows_of(source: str, columns: Columns | None, split: str | None, limit: int | None) -> Loaded:
+    """The problems of a file, a known dataset or a hub name."""
+    name, path = split_source(source)
+    spec = KNOWN.get(name, DatasetSpec(name, split="train"))
+    spec = replace(spec, path=path or spec.path, columns=columns or spec.columns, split=split or spec.split)
+    rows = local_rows(Path(spec.path)) if is_file_name(spec.path) else _hub_rows(spec)
+    return to_problems(rows, spec.columns, readable(name), limit)
 
 
 def _described(rejects: Sequence[Reject]) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from slmreason.data.sources import load_problems, most_common, split_source
+from slmreason.data.mixture import Entry, entries_of
+from slmreason.data.reading import Loaded
+from slmreason.data.sources import most_common, split_source
 from slmreason.evaluate.metrics import MajAtK, PassAtK, ShareOfProblems
 from slmreason.records import Problem, Reject, RolloutGroup
 from slmreason.rollout.collect import collect
@@ -16,6 +18,7 @@ from slmreason.rollout.engine import RolloutEngine, Sampling, prompt_limit
 from slmreason.run.files import append_records, write_records
 from slmreason.run.progress import Watch
 from slmreason.student import Student
+from slmreason.verify.gym import PREFIX
 from slmreason.verify.rewards import RewardFn
 
 log = logging.getLogger(__name__)
@@ -80,9 +83,9 @@ class Score:
 
 
 def load_benchmarks(
-    names: Sequence[str], settings: EvaluationSettings, student: Student, engine: RolloutEngine
+    sources: Sequence[str | Entry], settings: EvaluationSettings, student: Student, engine: RolloutEngine
 ) -> list[Benchmark]:
-    """Loads benchmarks: `embedded:FAMILY/test`, a known name, `NAME=FILE`, a file, or a hub name.
+    """Loads benchmarks: `embedded:FAMILY/test`, a known name, `NAME=FILE`, a file, a hub name, or an entry of these.
 
     Problems that leave the student or the engine no room for an answer are set aside, as rows are that cannot be read.
 
@@ -91,8 +94,10 @@ def load_benchmarks(
     """
     longest = prompt_limit(student, engine, settings.max_new_tokens, "evaluation.max_new_tokens")
     benchmarks = []
-    for name in names:
-        read = load_problems(name, limit=settings.limit)
+    for entry in entries_of(sources, "benchmarks", limit=settings.limit) if sources else ():
+        name, read = entry.path, _read(entry)
+        if entry.weight is not None:
+            log.warning("benchmark %s: every problem is asked, so its weight says nothing", name)
         loaded = read.within(student.prompt_length, longest.tokens, longest.why)
         if not loaded.problems:
             raise ValueError(f"benchmarks: {name}: every problem was set aside: {most_common(loaded.rejects)}")
@@ -108,10 +113,25 @@ def load_benchmarks(
     return benchmarks
 
 
+def _read(entry: Entry) -> Loaded:
+    """What a benchmark gives; a reason names the keys of its own entry, since `data.columns` is of the pool."""
+    try:
+        loaded = entry.read()
+    except ValueError as error:
+        raise ValueError(_of_entry(str(error))) from error
+    return replace(loaded, rejects=tuple(replace(each, reason=_of_entry(each.reason)) for each in loaded.rejects))
+
+
+def _of_entry(reason: str) -> str:
+    return reason.replace("data.columns.", "benchmarks[].columns.")
+
+
 def short_name(source: str) -> str:
     """`embedded:chain/test?count=9` -> `chain`; `svamp=x.jsonl` -> `svamp`; a path -> its file name."""
     if source.startswith("embedded:"):
         return source.removeprefix("embedded:").partition("/")[0].partition("?")[0]
+    if source.startswith(PREFIX):
+        return source.removeprefix(PREFIX).partition("?")[0]
     head = split_source(source)[0]
     return Path(head).name.partition(".")[0] if "." in head else head
 
@@ -167,7 +187,7 @@ def evaluate(
 def answer_rows(benchmark: str, group: RolloutGroup) -> list[dict[str, Any]]:
     """What the student answered to one problem of a benchmark, and whether it was right."""
     return [
-        {"benchmark": benchmark, "problem_id": group.problem.id, "question": group.problem.question,
+        {"benchmark": benchmark, "problem_id": group.problem.id, "question": group.problem.whole_question,
          "answer": group.problem.answer, "correct": rollout.correct,
          "truncated": rollout.truncated, "tokens": len(rollout.completion_ids), "text": rollout.text}
         for rollout in group.rollouts

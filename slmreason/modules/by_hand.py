@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slmreason.data.datamodule import PackedDataset, ReasoningDataModule, packed_batches
+from slmreason.data.batches import PackedDataset, packed_batches
+from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.strata import Strata
 from slmreason.records import Example, Fault, Place, Problem
 from slmreason.rollout.engine import PromptLimit
@@ -94,7 +95,7 @@ class DatasetTraces:
             self.faults[problem.id] = checked if text else Fault("the dataset has no solution of it")
         if self.faults[problem.id] is not None:
             return None
-        return Example(self.student.encode_question(problem.question), target, problem.id, "teacher")
+        return Example(self.student.encode_problem(problem), target, problem.id, "teacher")
 
     def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> PackedDataset:
         return packed_batches(rows, data, epoch, accumulate, self.student, self.place)

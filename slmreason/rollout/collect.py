@@ -36,7 +36,7 @@ def collect(
             watch.advance(completions * processes, tokens * processes)
 
     def sample(share: list[Problem]) -> list[RolloutGroup]:
-        prompts = [student.encode_question(problem.question) for problem in share]
+        prompts = [student.encode_problem(problem) for problem in share]
         completions = engine.generate(student, prompts, group_size, sampling, advance)
         texts = [[student.decode_completion(completion.token_ids) for completion in group] for group in completions]
         pairs = [(problem, text) for problem, row in zip(share, texts, strict=True) for text in row]

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date as Date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from slmreason.records import Turn
+from slmreason.student.turns import EarlierTurns, joined_systems
 
 log = logging.getLogger(__name__)
 PLAIN_TEMPLATE = (
@@ -69,6 +73,7 @@ class Chat:
         self._kwargs = self._variables(chat_template_kwargs or {})
         self._in_parts = False
         """Whether the template reads contents as lists of parts."""
+        self._earlier = EarlierTurns(partial(self._render, add_generation_prompt=True))
         prompt, whole = self._probe()
         self._turn_tokens = self._find_turn_tokens(whole + prompt)
         self._opening, self._before = self._find_frame(prompt, whole)
@@ -106,9 +111,17 @@ class Chat:
         # The template brings its own beginning-of-sequence token, where the model has one.
         return tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
-    def question(self, question: str) -> tuple[int, ...]:
-        """Token ids of the prompt that asks for a solution: the question, the instruction, the generation prompt."""
-        return self.prompt(f"{question}\n{self.instruction}" if self.instruction else question)
+    def question(self, question: str, turns: Sequence[Turn] = ()) -> tuple[int, ...]:
+        """Token ids of the prompt that asks for a solution: the question, the instruction, the generation prompt.
+
+        Args:
+            turns: what was said before the question; a system turn follows the student's own system prompt.
+
+        Raises:
+            ValueError: there are earlier turns, and the template leaves them out.
+        """
+        asked = f"{question}\n{self.instruction}" if self.instruction else question
+        return self.conversation(self._earlier.messages(turns, asked))
 
     def text(self, text: str) -> tuple[int, ...]:
         """Token ids of the beginning of an answer, without any special token.
@@ -158,7 +171,7 @@ class Chat:
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        conversation: list[dict[str, Any]] = [*system, *messages]
+        conversation: list[dict[str, Any]] = [*joined_systems([*system, *messages])]
         if self._in_parts:
             conversation = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in conversation]
         try:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slmreason.records import Example, Tokens
+from slmreason.records import Example, Problem, Tokens
 from slmreason.run.files import is_no_room, write_folder
 from slmreason.runtime.distributed import barrier, is_first
 from slmreason.student import selfcheck, weights
@@ -184,9 +184,13 @@ class Student(nn.Module):
         """Token ids of the prompt that asks for a solution: the question, the instruction, the generation prompt."""
         return self.chat.question(question)
 
-    def prompt_length(self, question: str) -> int:
-        """Tokens of `encode_question`."""
-        return len(self.encode_question(question))
+    def encode_problem(self, problem: Problem) -> tuple[int, ...]:
+        """Token ids of the prompt that a problem is asked with: its earlier turns, then its question."""
+        return self.chat.question(problem.question, problem.turns)
+
+    def prompt_length(self, problem: Problem) -> int:
+        """Tokens of `encode_problem`."""
+        return len(self.encode_problem(problem))
 
     def encode_target(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer with the end-of-turn token, without any other special token."""

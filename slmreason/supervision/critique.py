@@ -184,11 +184,11 @@ def capped(examples: Sequence[Example], max_per_kind: int | None) -> list[Exampl
 
 
 def _render(kind: CritiqueKind, record: Critique, student: Student) -> tuple[tuple[int, ...], str]:
-    question = record.problem.question
+    problem = record.problem
     if kind == "new_trace" or record.diagnosis is None:
-        return student.encode_question(question), record.new_trace or ""
+        return student.encode_problem(problem), record.new_trace or ""
     fields = {
-        "question": question,
+        "question": problem.whole_question,
         "attempt": record.attempt,
         "prefix": record.prefix.rstrip(),
         "wrong_step": record.diagnosis.wrong_step,

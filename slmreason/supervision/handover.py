@@ -51,7 +51,7 @@ def hand_over(
         return []
     longest = prompt_limit(student, engine, sampling.max_new_tokens, f"{sampling.max_new_tokens} new tokens")
     # The student's own tokens for prefix and continuation are joined as text, then encoded once as a target.
-    prompts = [student.encode_question(h.problem.question) + student.chat.text(h.prefix) for h in handovers]
+    prompts = [student.encode_problem(h.problem) + student.chat.text(h.prefix) for h in handovers]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= longest.tokens]
     if len(fitting) < len(prompts):
         log.warning("bridge: %d of %d hand-overs are not tried, the teacher's steps are too long: %s; lower "

@@ -25,7 +25,7 @@ def score_traces(
         token_budget: tokens of a batch.
     """
     examples = [
-        Example(student.encode_question(problem.question), student.encode_target(text), problem.id, "teacher")
+        Example(student.encode_problem(problem), student.encode_target(text), problem.id, "teacher")
         for problem, text in zip(problems, texts, strict=True)
     ]
     with student.evaluating(), student.whole():

@@ -100,7 +100,7 @@ class LLMTeacher(Teacher):
     def conversation(self, kind: Kind, problem: Problem, **fields: Any) -> Conversation:
         """What is asked of the model, with the variables of that prompt (`FIELDS`) besides the problem's own."""
         text = self._templates[kind].render(
-            question=problem.question, answer=problem.answer, choices=problem.choices, **fields
+            question=problem.whole_question, answer=problem.answer, choices=problem.choices, **fields
         )
         return [{"role": "user", "content": whole_characters(text.strip())}]
 
@@ -125,7 +125,7 @@ class LLMTeacher(Teacher):
     def rewrite(
         self, problems: Sequence[Problem], raw_traces: Sequence[str], exemplars: Sequence[Exemplar]
     ) -> list[str | None]:
-        shown = [{"question": e.problem.question, "solution": e.solution.strip()} for e in exemplars]
+        shown = [{"question": e.problem.whole_question, "solution": e.solution.strip()} for e in exemplars]
         fields = [{"trace": trace, "exemplars": shown} for trace in raw_traces]
         return self._ask("bridge", problems, fields, [read_trace] * len(problems))
 

@@ -76,16 +76,20 @@ class Ruling:
 
     correct: bool
     limit: str | None = None
-    """`timeout`, `memory`, `died` or `too large`; None for a verdict."""
+    """`timeout`, `memory`, `died`, `too large` or `other problem`; None for a verdict."""
+    score: float = 0.0
+    """From 0 to 1, where the worker gives one."""
 
 
 RIGHT, WRONG = Ruling(True), Ruling(False)
 _REPLIES = {
     b"equal\n": RIGHT,
     b"different\n": WRONG,
-    **{f"{limit}\n".encode(): Ruling(False, limit) for limit in ("memory", "timeout", "died")},
+    **{f"{limit}\n".encode(): Ruling(False, limit) for limit in ("memory", "timeout", "died", "other problem")},
 }
 _READY = b"ready\n"
+COMPARES = "slmreason.verify.process_worker"
+"""The module whose processes compare two expressions."""
 
 
 class Pool:
@@ -95,8 +99,12 @@ class Pool:
     themselves (`slmreason.verify.process_worker`).
     """
 
-    def __init__(self, limits: Limits = DEFAULT) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits = DEFAULT, worker: str = COMPARES) -> None:
+        """
+        Args:
+            worker: module that a process runs; it answers lines as `process_worker.serve` does.
+        """
+        self.limits, self.worker = limits, worker
         self._known: dict[Pair, Ruling] = {}
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
@@ -154,7 +162,7 @@ class Pool:
         for worker in [worker for worker in self._workers if worker.is_idle and worker.process.poll() is not None]:
             self._dismiss(worker)
         while len(self._workers) < min(wanted, self.limits.num_workers):
-            self._workers.append(_Worker(self.limits))
+            self._workers.append(_Worker(self.limits, self.worker))
 
     def _hear(self) -> Iterator[tuple[Pair, Ruling, float]]:
         """Waits for the first replies or the first limit: (pair, ruling, seconds that it was allowed)."""
@@ -187,15 +195,15 @@ class Pool:
 class _Worker:
     """A process and the pair it has in hand."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.command = [sys.executable, "-P", "-m", "slmreason.verify.process_worker", str(limits.memory_mb)]
+    def __init__(self, limits: Limits, module: str = COMPARES) -> None:
+        self.command = [sys.executable, "-P", "-m", module, str(limits.memory_mb)]
         self.process = subprocess.Popen(
             self.command,
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_environment(),
+            env=environment(),
             process_group=0,  # Ctrl-C in a terminal is for the trainer
         )
         assert self.process.stdout is not None
@@ -228,8 +236,9 @@ class _Worker:
             self.is_ready = True
             return None
         self.pair = None
-        self.has_ended = reply not in _REPLIES
-        return _REPLIES.get(reply, Ruling(False, "died"))
+        ruling = _ruling(reply)
+        self.has_ended = ruling is None
+        return ruling or Ruling(False, "died")
 
     def give_up(self) -> Ruling:
         """The ruling when the time is over."""
@@ -258,16 +267,29 @@ class _Worker:
                 pipe.close()
 
 
+def _ruling(reply: bytes) -> Ruling | None:
+    """What a line of a worker says; None where it says nothing that is known."""
+    if reply.startswith(b"score ") and reply.endswith(b"\n"):
+        with suppress(ValueError):
+            score = float(reply[len("score ") :])
+            return Ruling(correct=score >= 1, score=score)
+    return _REPLIES.get(reply)
+
+
 @cache
-def shared_pool(limits: Limits) -> Pool:
+def shared_pool(limits: Limits, worker: str = COMPARES) -> Pool:
     """The pool that all graders with these limits share in this process."""
-    return Pool(limits)
+    return Pool(limits, worker)
 
 
-def _environment() -> dict[str, str]:
-    """Where the process finds its modules, as this one does, and no keys or tokens: it reads what a model wrote."""
+def environment() -> dict[str, str]:
+    """Where the process finds its modules, as this one does, and no keys or tokens: it reads what a model wrote.
+
+    All such processes hash texts alike, so that what goes through a set is the same in each.
+    """
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    return kept | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return kept | {"PYTHONPATH": paths, "PYTHONHASHSEED": "0"}
 
 
 def _num_cores() -> int:

@@ -19,27 +19,41 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 
-from slmreason.verify.algebra import same_expression
 from slmreason.verify.process_pool import WALL
 
+Ask = Callable[..., str]
+"""The parts of a line to what is said to it."""
+RIGHT = ("equal", "score 1.0")
+LIMITS = ("memory", "timeout", "died")
 
-def _reply(answer: str, gold: str, margin: str, most: float) -> str:
-    """The ruling. Where memory ran short inside of math-verify it may say no, so a no above `most` MiB is none."""
+
+def compare(answer: str, gold: str, margin: str = "") -> str:
+    """Whether two expressions are equal."""
+    from slmreason.verify.algebra import same_expression
+
+    return "equal" if same_expression(answer, gold, margin) else "different"
+
+
+def _reply(ask: Ask, parts: list[str], most: float) -> str:
+    """The ruling. Where memory ran short inside of a library it may say no, so a no above `most` MiB is none."""
+    said = "different"
     try:
-        if same_expression(answer, gold, margin):
-            return "equal"
+        said = ask(*parts)
+        if said in RIGHT:
+            return said
     except MemoryError:
         return "memory"
     except Exception:
         pass
-    return "memory" if _peak_mb() > most else "different"
+    return "memory" if _peak_mb() > most else said
 
 
 class _Fork:
     """A child that compares pairs until it is killed, and the two pipes to it."""
 
-    def __init__(self, most: float) -> None:
+    def __init__(self, ask: Ask, most: float) -> None:
         questions, self.questions = os.pipe()
         self.replies, replies = os.pipe()
         self.status: int | None = None
@@ -48,7 +62,7 @@ class _Fork:
         if self.pid == 0:
             os.close(self.questions)
             os.close(self.replies)
-            _compare_all(questions, replies, most)
+            _answer_all(questions, replies, ask, most)
         os.close(questions)
         os.close(replies)
 
@@ -83,15 +97,15 @@ class _Fork:
         os.close(self.replies)
 
 
-def _compare_all(questions: int, replies: int, most: float) -> None:
+def _answer_all(questions: int, replies: int, ask: Ask, most: float) -> None:
     """The child's life. It ends with the one who asks, or by itself should that one have been killed."""
     _die_with_parent()
     with os.fdopen(questions, "rb") as lines:
         for line in lines:
-            seconds, answer, gold, *margin = json.loads(line)
+            seconds, *parts = json.loads(line)
             signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process, in C too
             signal.alarm(math.ceil(WALL * seconds) + 2)
-            reply = _reply(answer, gold, margin[0] if margin else "", most)
+            reply = _reply(ask, parts, most)
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.alarm(0)
             with contextlib.suppress(BrokenPipeError):
@@ -105,25 +119,30 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
 
 
-def main(memory_mb: int) -> None:
-    """Answers until the input ends."""
+def serve(memory_mb: int, ask: Ask, warm_up: Callable[[], object]) -> None:
+    """Answers until the input ends.
+
+    Args:
+        ask: what a fork says to the parts of a line; an exception means `different`.
+        warm_up: what the forks share, and no answer should wait for.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no reply
     _limit_memory(memory_mb)
-    same_expression(r"\frac{1}{2}", "x")  # builds the parser's tables, which should not be on the first pair's time
+    warm_up()
     idle = _peak_mb()
     if idle >= memory_mb:  # it has that already: each comparison would fail
         sys.exit(f"memory_mb must be above {idle:.0f}, which is what a worker has before the first comparison")
     most = idle + (memory_mb - idle) / 2  # what failed for want of memory may have asked for as much again
     gc.freeze()  # the tables stay shared between the forks
-    child = _Fork(most)
+    child = _Fork(ask, most)
     print("ready", file=replies, flush=True)
     for line in sys.stdin.buffer:
         reply = child.ask(line, float(json.loads(line)[0]))
-        if reply not in ("equal", "different"):
+        if reply in LIMITS:
             child.end()
-            child = _Fork(most)
+            child = _Fork(ask, most)
         print(reply, file=replies, flush=True)
     child.end()
 
@@ -148,4 +167,7 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    import slmreason.verify.algebra  # noqa: F401 - before memory is limited
+
+    # The first comparison builds the parser's tables.
+    serve(int(sys.argv[1]), compare, lambda: compare(r"\frac{1}{2}", "x"))

@@ -44,6 +44,10 @@ class RewardFn(ABC):
         """The verdict on each completion, in their order."""
         return [self(problem, text) for problem, text in pairs]
 
+    def reward_for(self, problem: Problem) -> RewardFn:
+        """Who grades answers to a problem: this reward, unless it hands them on to others."""
+        return self
+
     def drain_rejects(self) -> list[Reject]:
         """The completions since the last call that were judged wrong because grading them met a limit."""
         return []

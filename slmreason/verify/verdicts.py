@@ -55,13 +55,12 @@ def graded_completions(
         truncated: whether the token limit cut a completion off, in the order of `pairs`.
     """
     verdicts = graded(reward, pairs)
-    if not reward.wants_finished_answer:
-        return verdicts
     unfinished = [
         at
         for at, ((problem, text), was_cut) in enumerate(zip(pairs, truncated, strict=True))
-        if was_cut and verdicts[at].correct and not _is_finished(problem, text)
-    ]
+        if was_cut and verdicts[at].correct and reward.reward_for(problem).wants_finished_answer
+        and not _is_finished(problem, text)
+    ]  # fmt: skip
     if unfinished:
         silent = graded(reward, [(pairs[at][0], "") for at in unfinished])
         for at, verdict in zip(unfinished, silent, strict=True):
@@ -81,6 +80,20 @@ def verdict_on(reward: RewardFn, problem: Problem, text: str) -> Verdict:
         RewardError: what the reward gave is no verdict.
     """
     return _verdict(reward, reward(problem, text))
+
+
+def try_rewards(reward: RewardFn, problems: Iterable[Problem]) -> None:
+    """Tries every reward that grades answers to some problems, each on the first problem that is its own.
+
+    Raises:
+        RewardError: as `try_reward`.
+    """
+    tried: set[int] = set()
+    for problem in problems:
+        chosen = reward.reward_for(problem)
+        if id(chosen) not in tried:
+            tried.add(id(chosen))
+            try_reward(chosen, problem)
 
 
 def try_reward(reward: RewardFn, problem: Problem) -> None:

@@ -51,7 +51,7 @@ def with_raw(column: str, value: bytes) -> bytes:
     return row(**{column: "HERE"}).replace(b'"HERE"', value)
 
 
-QUESTION, ANSWER = "question|problem|input|prompt", "answer|final_answer|target|result"
+QUESTION, ANSWER = Columns.question, Columns.answer
 BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "no question": (row(question=...), f"no column {QUESTION!r}: there are ['answer']"),
     "no answer": (row(answer=...), f"no column {ANSWER!r}: there are ['question']"),
@@ -216,6 +216,7 @@ WHOLE: dict[str, tuple[str, bytes]] = {
     "no line end": ("a.jsonl", GOOD + b"\n" + row()),
     "JSON over many lines": ("a.json", b"[\r\n" + GOOD + b",\r\n" + row() + b"\r\n]\r\n"),
     "two gzips in one": ("a.jsonl.gz", gzip.compress(GOOD + b"\n") + gzip.compress(row() + b"\n")),
+    "JSONL named .json": ("a.json", GOOD + b"\n" + row()),
     "another suffix": ("a.data", GOOD + b"\n" + row()),
 }
 
@@ -265,7 +266,7 @@ REFUSED: dict[str, tuple[str, bytes | Callable[[Path], object] | None, str]] = {
     "an empty list": ("a.json", b"[]", "a.json: empty, there is no row in it"),
     "an empty JSON file": ("a.json", b"", "a.json, line 1: not JSON (Expecting value)"),
     "JSON broken at line 3": ("a.json", b"[\n" + GOOD + b"\n" + GOOD + b"]", "a.json, line 3: not JSON (Expecting ','"),
-    "JSONL named .json": ("a.json", GOOD + b"\n" + GOOD, "a.json, line 2: not JSON (Extra data)"),
+    "something behind JSON": ("a.json", b"[" + GOOD + b"]\n" + GOOD, "a.json, line 2: not JSON (Extra data)"),
     "JSON nested too deeply": ("a.json", b"[" + DEEP + b"]", "a.json: cannot be read as JSON (maximum recursion"),
     "JSON with too many digits": ("a.json", b"[" + DIGITS + b"]", "a.json: cannot be read as JSON (Exceeds the limit"),
     "JSON that is not UTF-8": ("a.json", b"[\n" + GOOD + b",\n\xff]", "a.json, line 3: not UTF-8 (invalid start byte)"),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from slmreason.cli import main
 from slmreason.curriculum.resume import checkpoints
-from slmreason.data.datamodule import PackedDataset
+from slmreason.data.batches import PackedDataset
 from slmreason.records import Example
 from slmreason.run.tree import load_tree
 from slmreason.student import EMBEDDED, Student

@@ -21,6 +21,7 @@ OPTIONS = {
     "compare": {"arms", "seeds", "jobs", "out"},
     "report": {"run", "out", "examples"},
     "export": {"run", "out", "form", "dtype"},
+    "data": {"rows"},
     "stratify": {"recorded", "out", "dry_run"},
     "bridge": {"out", "dry_run"},
     "critique": {"harvest", "out", "dry_run"},

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from slmreason.cli import main
-from slmreason.cli.config import RECIPES, build_parser, find_recipe, fresh_trainer_config, parse
+from slmreason.cli.config import RECIPES, build_parser, find_recipe, fresh_trainer_config, instantiate, parse
 from slmreason.cli.errors import ConfigError
+from slmreason.records import Problem
 
 ROOT = Path(__file__).parents[2]
 
@@ -175,3 +176,27 @@ def test_recipes_are_found_by_name_only_when_no_such_file_exists(
     assert find_recipe("quickstart") == "quickstart"
     with pytest.raises(ConfigError, match="recipes: full-fsdp, gpu-80gb, gsm8k"):
         find_recipe("nope")
+
+
+def test_a_pool_and_benchmarks_may_be_lists_of_entries(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "data:\n  train:\n  - embedded:chain/train?count=4\n"
+        "  - {path: mine=a.jsonl, weight: 2, columns: {question: q}, reward: {class_path: tests.plugins.CoinReward}}\n"
+        "benchmarks:\n- embedded:logic/test?count=3\n- {path: b.jsonl, limit: 5}\n"
+    )
+    parser = build_parser("fit", "")
+    config = parse(parser, ["--config", str(tmp_path / "c.yaml")])
+    made = instantiate(parser, config)
+    chain, mine = made.data.entries
+    assert (chain.path, mine.path, mine.weight) == ("embedded:chain/train?count=4", "mine=a.jsonl", 2.0)
+    assert mine.columns.question == "q"
+    assert type(made.reward.reward_for(Problem("p", "?", "1", source="mine"))).__name__ == "CoinReward"
+    assert [getattr(each, "path", each) for each in made.benchmarks] == ["embedded:logic/test?count=3", "b.jsonl"]
+    again = parser.parse_string(parser.dump(config))
+    assert again.data.train == config.data.train
+
+
+def test_a_file_of_rows_is_not_taken_for_a_config(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    rows.write_text('["a.jsonl", "b.jsonl"]')
+    assert parse(build_parser("fit", ""), [f"--data.train={rows}"]).data.train == str(rows)

@@ -41,7 +41,7 @@ def test_results_stand_in_the_order_of_the_problems_and_batches_fill_the_engine(
     ids, batches, _ = gone_through(work_in(tmp_path, student))
     assert ids == [problem.id for problem in PROBLEMS]
     assert [len(batch) for batch in batches] == [2] * 5  # 16 rows, 8 of each problem
-    lengths = [student.prompt_length(problem.question) for batch in batches for problem in batch]
+    lengths = [student.prompt_length(problem) for batch in batches for problem in batch]
     assert lengths == sorted(lengths, reverse=True)
     assert len(set(lengths)) > 1  # else the order says nothing
     _, batches, _ = gone_through(work_in(tmp_path / "other", student, chunk=7))

@@ -12,6 +12,7 @@ import pytest
 
 from slmreason.data.sources import Columns, Loaded, load_problems, split_source
 from slmreason.evaluate.benchmarks import short_name
+from slmreason.records import Turn, problem_key
 
 GOOD = '{"question": "1 + 1 = ?", "answer": "2"}\n'
 
@@ -44,8 +45,6 @@ SOLUTION = "4 * 6 = 24\n#### 24"
         {"messages": {"role": ["user", "assistant"], "content": ["How many?", SOLUTION]}},
         {"prompt": messages(("user", "How many?"))["messages"],
          "completion": messages(("assistant", SOLUTION))["messages"]},
-        messages(("system", "Be kind."), ("user", "How many?"), ("assistant", SOLUTION)),
-        sharegpt(("human", "How many?"), ("gpt", SOLUTION), system="Be kind."),
     ],
 )  # fmt: skip
 def test_the_user_asks_and_the_assistant_solves(tmp_path: Path, row: dict[str, Any]) -> None:
@@ -63,7 +62,7 @@ def test_the_conversation_may_stand_in_a_column_that_the_config_names(tmp_path: 
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        (messages(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", SOLUTION)), "2 user turns, 2 as"),
+        (messages(("user", "a"), ("assistant", ""), ("user", "c"), ("assistant", SOLUTION)), "the assistant turn of"),
         (messages(("user", "a"), ("user", "b"), ("assistant", SOLUTION)), "2 user turns, 1 assistant turn"),
         (messages(("assistant", SOLUTION)), "1 assistant turn"),
         (messages(("assistant", "Hello!"), ("user", "How many?")), "the last is of the user"),
@@ -84,14 +83,54 @@ def test_a_conversation_that_is_no_question_with_its_answer_is_rejected(
     assert says in loaded.rejects[0].reason
 
 
-def test_a_system_turn_of_many_rows_is_left_out_and_one_of_a_single_row_is_not_lost(tmp_path: Path) -> None:
-    asked = [messages(("system", "Be kind."), ("user", f"{n}?"), ("assistant", SOLUTION)) for n in range(3)]
-    own = messages(("system", "A lemon costs $2."), ("user", "How much?"), ("assistant", SOLUTION))
-    loaded = load(tmp_path, *asked, own)
-    assert [problem.question for problem in loaded.problems] == ["0?", "1?", "2?", "good?"]
-    assert [reject.reason.partition(":")[0] for reject in loaded.rejects] == [
-        "a system turn that no other row has, so it may be part of the question"
-    ]
+@pytest.mark.parametrize(
+    "row",
+    [
+        messages(("system", "Be kind."), ("user", "1 + 1?"), ("assistant", "2"), ("user", "Times 12?"),
+                 ("assistant", SOLUTION)),
+        sharegpt(("system", "Be kind."), ("human", "1 + 1?"), ("gpt", "2"), ("human", "Times 12?"), ("gpt", SOLUTION)),
+        sharegpt(("human", "1 + 1?"), ("gpt", "2"), ("human", "Times 12?"), ("gpt", SOLUTION), system="Be kind."),
+        {"prompt": messages(("system", "Be kind."), ("user", "1 + 1?"), ("assistant", "2"),
+                            ("user", "Times 12?"))["messages"], "completion": SOLUTION},
+        {"instruction": "Times 12?", "input": "", "output": SOLUTION, "history": [["1 + 1?", "2"]],
+         "system": "Be kind."},
+    ],
+)  # fmt: skip
+def test_what_was_said_before_the_last_user_turn_is_kept(tmp_path: Path, row: dict[str, Any]) -> None:
+    problem, _ = load(tmp_path, row).problems
+    assert (problem.question, problem.answer, problem.trace) == ("Times 12?", "24", SOLUTION)
+    assert problem.turns == (Turn("system", "Be kind."), Turn("user", "1 + 1?"), Turn("assistant", "2"))
+
+
+@pytest.mark.parametrize("column", ["answer", "solution", "ground_truth", "completion", "target"])
+def test_the_gold_of_a_prompt_list_stands_beside_it(tmp_path: Path, column: str) -> None:
+    problem, _ = load(tmp_path, {"prompt": messages(("user", "How many?"))["messages"], column: "24"}).problems
+    assert (problem.question, problem.answer, problem.trace) == ("How many?", "24", None)
+
+
+def test_an_instruction_has_its_input_below_it_and_a_question_needs_none(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        {"instruction": "Add them.", "input": "2 and 3", "output": "5"},
+        {"instruction": "What is 2 + 3?", "input": "", "output": "5"},
+        {"instruction": "What is 3 + 3?", "output": "6"},
+        {"instruction": "Solve it.", "problem": "4 + 4 = ?", "answer": "8"},
+    )
+    asked = ["Add them.\n\n2 and 3", "What is 2 + 3?", "What is 3 + 3?", "4 + 4 = ?", "good?"]
+    assert [problem.question for problem in loaded.problems] == asked
+
+
+def test_a_null_column_is_passed_over(tmp_path: Path) -> None:
+    problem, _ = load(tmp_path, {"question": None, "problem": "4?", "answer": None, "solution": "#### 4"}).problems
+    assert (problem.question, problem.answer) == ("4?", "4")
+
+
+def test_the_same_question_after_another_turn_is_another_problem(tmp_path: Path) -> None:
+    rows = [messages(("user", first), ("assistant", "Yes."), ("user", "How many?"), answer="3") for first in "ab"]
+    alone = messages(("user", "How many?"), answer="3")
+    problems = load(tmp_path, *rows, alone).problems[:3]
+    assert len({problem.key for problem in problems}) == 3
+    assert problems[2].key == problem_key("How many?", "3")
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

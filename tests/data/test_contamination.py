@@ -12,11 +12,16 @@ from slmreason.cli import main
 from slmreason.data.contamination import contaminated, normalise
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.sources import load_problems
-from slmreason.records import Problem
+from slmreason.records import Problem, Turn
 from tests.data.test_benchmark_data import FILES, problems_of
 from tests.runs import SMALL, Run
 
 QUICK = [*SMALL, "--teacher=null", "--curriculum.stages=[sft]", "--curriculum.probe.attempts=1", "--sft.epochs=1"]
+
+
+def characters(problem: Problem) -> int:
+    """How long a prompt is, without a tokenizer."""
+    return len(problem.question)
 
 
 def found(question: str, asked: str) -> str | None:
@@ -120,7 +125,7 @@ def test_a_problem_of_the_pool_that_a_benchmark_asks_is_set_aside_with_its_place
     source = pool(tmp_path / "pool.jsonl", ["Mine?", "Theirs, 1,000?", "Also mine?", "THEIRS to the letter"])
     theirs = [Problem("t-1", "theirs 1000", "1"), Problem("t-2", "THEIRS to the letter", "3")]
     data = data_module(source)
-    data.load(len, {"other": [], "bench": theirs})
+    data.load(characters, {"other": [], "bench": theirs})
     assert [problem.question for problem in data.problems] == ["Mine?", "Also mine?"]
     assert [(r.id, r.where, r.reason) for r in data.rejects] == [
         (f"{source}-000001", f"{source}, line 2", "contamination but for spelling: stands in benchmark bench, as t-1"),
@@ -133,7 +138,7 @@ def test_contamination_is_kept_with_a_warning_when_that_is_asked_for(
 ) -> None:
     monkeypatch.setattr("slmreason.data.datamodule.log.parent.propagate", True)  # a command before has set it
     data = data_module(pool(tmp_path / "pool.jsonl", ["Mine?", "Theirs?"]), decontaminate=False)
-    data.load(len, {"bench": [Problem("t-1", "theirs", "1")]})
+    data.load(characters, {"bench": [Problem("t-1", "theirs", "1")]})
     assert (len(data.problems), data.rejects) == (2, ())
     assert "1 of 2 training problems stand in a benchmark too and are kept (data.decontaminate)" in caplog.text
     assert "stands in benchmark bench, as t-1" in caplog.text
@@ -148,8 +153,8 @@ def test_evidence_of_a_problem_that_was_set_aside_is_not_used(tmp_path: Path) ->
     evidence.write_text("".join(json.dumps(row) + "\n" for row in rows))
     benchmark = {"bench": [Problem("t-1", "theirs", "1")]}
     data, all_of_it = data_module(source, evidence=evidence), data_module(source, False, evidence)
-    data.load(len, benchmark)
-    all_of_it.load(len, benchmark)
+    data.load(characters, benchmark)
+    all_of_it.load(characters, benchmark)
     assert [row.problem_id for row in data.given_evidence] == ids[:1]
     assert [row.problem_id for row in all_of_it.given_evidence] == ids
 
@@ -157,7 +162,7 @@ def test_evidence_of_a_problem_that_was_set_aside_is_not_used(tmp_path: Path) ->
 def test_a_pool_that_is_a_benchmark_is_refused(tmp_path: Path) -> None:
     source = pool(tmp_path / "pool.jsonl", ["One?", "Two?"])
     with pytest.raises(ValueError, match=r"every problem was set aside: contamination \(2, first .*pool.jsonl, line 1"):
-        data_module(source).load(len, {"bench": load_problems(source).problems})
+        data_module(source).load(characters, {"bench": load_problems(source).problems})
 
 
 def test_the_command_counts_what_it_sets_aside_and_writes_it_down(
@@ -226,3 +231,10 @@ def test_real_questions_that_stand_in_one_benchmark_twice_are_the_same_but_for_s
     bare = [["".join(filter(str.isalnum, p.question)).lower() for p in pair] for pair in twins]
     assert all(mine == other for mine, other in bare)
     assert sum(mine.answer != other.answer for mine, other in twins) == 2  # wrong golds of the set itself
+
+
+def test_a_question_in_another_conversation_is_another_question_and_a_system_turn_is_none() -> None:
+    asked = Problem("b", "And twice that?", "4", turns=(Turn("user", "1 + 1?"), Turn("assistant", "2")))
+    other = Problem("o", "And twice that?", "8", turns=(Turn("user", "2 + 2?"), Turn("assistant", "4")))
+    under = Problem("u", "And twice that?", "4", turns=(Turn("system", "Be brief."), *asked.turns))
+    assert set(contaminated([asked, other, under], {"bench": [asked]})) == {"b", "u"}

@@ -20,11 +20,16 @@ from slmreason.data.identity import check_pool, given_critiques, given_traces, p
 from slmreason.data.recorded import read_recorded
 from slmreason.data.sources import load_problems
 from slmreason.data.strata import Bands
-from slmreason.records import BridgeResult, Critique, Evidence, Problem, Rollout, RolloutGroup, Trace, to_json
+from slmreason.records import BridgeResult, Critique, Evidence, Problem, Rollout, RolloutGroup, Trace, Turn, to_json
 from tests.runs import SMALL
 
 FIT = [*SMALL, "--curriculum.stages=[sft]", "--curriculum.probe.attempts=1", "--sft.epochs=1", "--benchmarks=[]",
        "--teacher=TraceTeacher", "--grpo.max_completion_tokens=16"]  # fmt: skip
+
+
+def characters(problem: Problem) -> int:
+    """How long a prompt is, without a tokenizer."""
+    return len(problem.question)
 
 
 def row(number: int) -> dict[str, str]:
@@ -97,7 +102,7 @@ def test_how_many_lines_match_is_said_and_the_others_are_rejected(
     measured = load_problems(pool(tmp_path / "a.jsonl", [1, 2, 3])).problems
     evidence = write(tmp_path / "bands.jsonl", [row_of(group(problem, 1)) for problem in measured])
     data = module(pool(tmp_path / "a.jsonl", [2, 3, 4]), evidence)
-    data.load(len, {})
+    data.load(characters, {})
     assert "2 of 3 lines match, 2 of 3 problems have one; 1 are rejected: not in data.train" in said.text
     assert [reject.where for reject in data.unmatched] == [str(evidence)]
     assert "What is 1 + 1?" in data.unmatched[0].reason
@@ -108,21 +113,21 @@ def test_a_gold_that_was_corrected_is_another_problem(tmp_path: Path) -> None:
     evidence = write(tmp_path / "bands.jsonl", [row_of(group(problem, 1))])
     Path(tmp_path / "a.jsonl").write_text(json.dumps({"question": "What is 1 + 1?", "answer": "3"}) + "\n")
     with pytest.raises(ValueError, match=r"data.evidence: .*bands.jsonl: none of its 1 lines is about a problem"):
-        module(str(tmp_path / "a.jsonl"), evidence).load(len, {})
+        module(str(tmp_path / "a.jsonl"), evidence).load(characters, {})
 
 
 def test_evidence_that_holds_an_id_alone_is_refused(tmp_path: Path) -> None:
     source = pool(tmp_path / "a.jsonl", [1])
     evidence = write(tmp_path / "bands.jsonl", [{"problem_id": f"{source}-000000", "attempts": 4, "successes": 2}])
     with pytest.raises(ValueError, match="without question and gold: by its id alone"):
-        module(source, evidence).load(len, {})
+        module(source, evidence).load(characters, {})
 
 
 def test_evidence_of_an_earlier_version_is_matched_by_its_question_and_answer(tmp_path: Path) -> None:
     source = pool(tmp_path / "a.jsonl", [1, 2])
     old = {"problem_id": "elsewhere-000007", "attempts": 4, "successes": 2, "question": "What is 2 + 2?", "answer": "4"}
     data = module(source, write(tmp_path / "bands.jsonl", [old]))
-    data.load(len, {})
+    data.load(characters, {})
     assert [found.problem_id for found in data.given_evidence] == [f"{source}-000001"]
 
 
@@ -131,7 +136,7 @@ def test_an_embedded_problem_is_known_by_its_id(tmp_path: Path) -> None:
     first = load_problems(source).problems[0].id
     evidence = write(tmp_path / "bands.jsonl", [{"problem_id": first, "attempts": 4, "successes": 2}])
     data = module(source, evidence)
-    data.load(len, {})
+    data.load(characters, {})
     assert [found.problem_id for found in data.given_evidence] == [first]
 
 
@@ -142,7 +147,7 @@ def test_the_ledger_of_a_run_is_evidence_by_the_pool_that_lies_beside_it(tmp_pat
     ledger = [{"problem_id": problem.id, "attempts": 4, "successes": number_of(problem)} for problem in before]
     evidence = write(tmp_path / "run" / "ledger.jsonl", ledger)
     data = module(pool(tmp_path / "a.jsonl", [3, 2]), evidence)
-    data.load(len, {})
+    data.load(characters, {})
     assert {found.problem_id[-1]: found.successes for found in data.given_evidence} == {"0": 3, "1": 2}
 
 
@@ -245,3 +250,11 @@ def test_the_file_of_a_group_tells_its_problem_whole() -> None:
     problem = Problem("a", "q ?", "1")
     assert problem.key == Problem("b", " q\n?", "1").key != Problem("a", "q ?", "2").key
     assert "key" not in to_json(problem)
+
+
+def test_evidence_of_a_question_after_earlier_turns_is_not_that_of_the_question_alone(tmp_path: Path) -> None:
+    alone = Problem("a", "How many?", "3")
+    after = Problem("b", "How many?", "3", turns=(Turn("user", "Hi."), Turn("assistant", "Yes?")))
+    file = write(tmp_path / "bands.jsonl", [row_of(group(p, right)) for p, right in ((alone, 0), (after, 2))])
+    found = of_pool(matched_evidence(file, [after, alone]))
+    assert {evidence.problem_id: evidence.successes for evidence in found} == {"a": 0, "b": 2}

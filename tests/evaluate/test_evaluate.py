@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
+from slmreason.data.columns import Columns
+from slmreason.data.mixture import Entry
 from slmreason.evaluate.benchmarks import EvaluationSettings, load_benchmarks, short_name
 from slmreason.evaluate.metrics import MajAtK, PassAtK, pass_at_k
 from slmreason.records import Problem, Rollout, RolloutGroup, wilson_interval
@@ -67,3 +70,13 @@ def test_benchmarks_have_short_names() -> None:
         ["embedded:chain/test?count=9"], EvaluationSettings(limit=4), Student("embedded:qwen2"), HFEngine()
     )
     assert (benchmark.name, len(benchmark.problems)) == ("chain", 4)
+
+
+def test_a_benchmark_is_an_entry_with_columns_and_a_limit_of_its_own(tmp_path: Path, student: Student) -> None:
+    file = tmp_path / "held.jsonl"
+    file.write_text("".join(f'{{"q": "{n} + 1 = ?", "a": "{n + 1}"}}\n' for n in range(9)))
+    entry = Entry(f"held={file}", Columns(question="q", answer="a"), limit=4)
+    [benchmark] = load_benchmarks([entry], EvaluationSettings(limit=6), student, HFEngine())
+    assert (benchmark.name, len(benchmark.problems)) == ("held", 4)
+    with pytest.raises(ValueError, match=r"held=.*benchmarks\[\]\.columns\.question names the column"):
+        load_benchmarks([f"held={file}"], EvaluationSettings(), student, HFEngine())

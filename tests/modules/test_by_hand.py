@@ -18,7 +18,7 @@ from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.record import RecordRollouts
 from slmreason.modules.settings import GRPOSettings
 from slmreason.modules.sft import SFTModule
-from slmreason.records import Place, Problem
+from slmreason.records import Fault, Place, Problem
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
 from slmreason.verify.rewards import AnswerReward
@@ -104,9 +104,9 @@ def test_why_a_trace_was_rejected_is_known(student: Student) -> None:
     }
     assert [traces.example(problem) for problem in problems.values()] == [None] * 3
     assert traces.faults == {
-        "none": "the dataset has no solution of it",
-        "wrong": "final answer does not verify",
-        "open": "the block of thoughts never closes",
+        "none": Fault("the dataset has no solution of it"),
+        "wrong": Fault("final answer does not verify"),
+        "open": Fault("the dataset's solution cannot be used", "the block of thoughts never closes"),
     }
 
 

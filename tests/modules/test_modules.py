@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from slmreason.callbacks import HarvestAllZeroGroups, RecordRollouts, TokenBudget
-from slmreason.data.datamodule import PackedDataset
+from slmreason.data.batches import PackedDataset
 from slmreason.data.ledger import Ledger
 from slmreason.embedded.families import make_problems, rebuild, write_solution
 from slmreason.modules.grpo import GRPOModule

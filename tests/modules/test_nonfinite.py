@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from slmreason.callbacks import RecordRollouts
-from slmreason.data.datamodule import PackedDataset
+from slmreason.data.batches import PackedDataset
 from slmreason.data.ledger import Ledger
 from slmreason.embedded.families import make_problems
 from slmreason.modules.base import NonFiniteError, StudentModule

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from slmreason.callbacks import RecordRollouts
-from slmreason.data.datamodule import PackedDataset
+from slmreason.data.batches import PackedDataset
 from slmreason.data.ledger import Ledger
 from slmreason.embedded.families import make_problems, rebuild, write_solution
 from slmreason.modules.cft import CFTModule

@@ -52,7 +52,7 @@ def mixed(tmp_path: Path, student: Student) -> tuple[Path, int]:
     file = tmp_path / "mixed.jsonl"
     rows = [f'{{"question": "{problem.question}", "answer": "{problem.answer}"}}\n' for problem in problems]
     file.write_text("".join(rows))
-    too_long = sum(student.prompt_length(problem.question) > SHORT - 60 for problem in problems)
+    too_long = sum(student.prompt_length(problem) > SHORT - 60 for problem in problems)
     assert 0 < too_long < 20
     return file, too_long
 

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from slmreason.callbacks import KeepCheckpoints
-from slmreason.data.datamodule import PackedDataset, PlannedLoader
+from slmreason.data.batches import PackedDataset, PlannedLoader
 from slmreason.modules import base
 from slmreason.modules.settings import SFTSettings
 from slmreason.modules.sft import SFTModule
