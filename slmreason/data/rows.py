@@ -52,9 +52,9 @@ def value_of(row: Any, column: str) -> Any:
         return PLACE.sub(lambda match: texts[match.group(1)], column).strip()
     there = [option for option in _options(column) if option in row]
     if not there:
-        names = sorted(map(str, row))
-        more = f" and {len(names) - SHOWN_COLUMNS} more" if len(names) > SHOWN_COLUMNS else ""
-        raise ValueError(f"no column {column!r}: there are {names[:SHOWN_COLUMNS]}{more}")
+        columns = sorted(map(str, row))
+        more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
+        raise ValueError(f"no column {column!r}: there are {columns[:SHOWN_COLUMNS]}{more}")
     return next((row[option] for option in there if row[option] is not None), None)
 
 

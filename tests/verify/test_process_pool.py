@@ -498,11 +498,10 @@ def test_a_worker_runs_the_code_of_its_parent(tmp_path: Path) -> None:
 def test_what_a_comparison_prints_is_no_reply() -> None:
     script = """
 import slmreason.verify.process_worker as worker
-def same_expression(answer, gold, margin=""):
+def compare(answer, gold):
     print("equal", flush=True)
-    return False
-worker.same_expression = same_expression
-worker.main(1024)
+    return "different"
+worker.serve(1024, compare, lambda: None)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], input='[1.0, "1", "2"]\n', capture_output=True, text=True, check=True
