@@ -454,3 +454,8 @@ class Reject:
     where: str
     reason: str
     detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fault(self) -> Fault:
+        """The reason, with its kind told apart: reasons of one kind are counted together."""
+        return Fault.read(self.reason)

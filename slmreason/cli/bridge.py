@@ -73,8 +73,8 @@ def prepare(request: Request) -> Job:
 COMMAND = Command(name="bridge", options=options, prepare=prepare)
 
 
-def _read(row: dict[str, Any], where: str) -> tuple[Identity, BridgeResult]:
-    result = record_of(BridgeResult, row, where)
+def _read(row: dict[str, Any], location: str) -> tuple[Identity, BridgeResult]:
+    result = record_of(BridgeResult, row, location)
     return identity_of(result.problem), result
 
 

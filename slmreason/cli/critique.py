@@ -98,6 +98,6 @@ def _plan(teacher: Teacher, groups: Sequence[RolloutGroup], attempts: int) -> Jo
     return Job(lambda: show_plan("critique", counts, cost))
 
 
-def _read(row: dict[str, Any], where: str) -> tuple[Identity, Critique]:
-    record = record_of(Critique, row, where)
+def _read(row: dict[str, Any], location: str) -> tuple[Identity, Critique]:
+    record = record_of(Critique, row, location)
     return identity_of(record.problem), record

@@ -68,7 +68,7 @@ class StepFile(Generic[R]):
             raise ConfigError(f"--out {path}: the file is there already, and not known to be of this step")
         if path.exists() and (keys := differing_keys(yaml.safe_load(note.read_text(encoding="utf-8")), now)):
             raise ConfigError(f"--out {path}: made with another {', '.join(keys)}; name another file, or remove it")
-        found = [rows.read(row, where) for where, row in placed_lines(path)]
+        found = [rows.read(row, location) for location, row in placed_lines(path)]
         matched = Pool(rows.problems).match(found, str(path), lambda pair: pair[0])
         if found:
             log.info(matched.describe(f"--out {path}", len(rows.problems)))

@@ -95,9 +95,9 @@ def explained(error: BaseException, job: Job) -> int | None:
     if isinstance(error, TeacherError | EngineError):
         return fail(f"{error}\nwhat has been done is kept, {go_on}", status=1)
     if isinstance(error, OSError) and error.errno in NO_ROOM:
-        where = f" ({error.filename})" if error.filename else ""
+        file = f" ({error.filename})" if error.filename else ""
         return fail(
-            f"{error.strerror or error}{where}: what was written before is whole, the newest checkpoint too; make room "
+            f"{error.strerror or error}{file}: what was written before is whole, the newest checkpoint too; make room "
             f"and {go_on}",
             status=1,
         )

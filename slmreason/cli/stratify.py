@@ -114,8 +114,8 @@ def _rows(problems: Sequence[Problem], bands: Bands) -> StepRows[Evidence]:
     """A row for each problem: what rollouts showed of it, and its band."""
     by_id = {problem.id: problem for problem in problems}
 
-    def read(row: dict[str, Any], where: str) -> tuple[Identity, Evidence]:
-        return identity_in(row), evidence_in(row, where)
+    def read(row: dict[str, Any], location: str) -> tuple[Identity, Evidence]:
+        return identity_in(row), evidence_in(row, location)
 
     def write(evidence: Evidence) -> dict[str, Any]:
         return readable_row(evidence, by_id[evidence.problem_id], bands)

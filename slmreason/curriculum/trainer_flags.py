@@ -129,8 +129,8 @@ def refuse_callbacks(callbacks: Sequence[Callback], stages: Sequence[str], has_l
                 raise ValueError(f"{name} is refused: {why}")
         if isinstance(callback, NEEDS_LOGGER) and not has_logger:
             raise ValueError(f"{name} has nowhere to write to: trainer.logger is false")
-        if (where := unsavable(_state(callback))) is not None:
-            raise ValueError(f"{name}: its state cannot be kept in a checkpoint: {where}")
+        if (location := unsavable(_state(callback))) is not None:
+            raise ValueError(f"{name}: its state cannot be kept in a checkpoint: {location}")
         if isinstance(callback, ModelCheckpoint) and callback.dirpath:
             checked_folder(f"{name}.dirpath", str(callback.dirpath))
         if isinstance(callback, EarlyStopping) and waits_for_validation(callback):

@@ -58,8 +58,8 @@ class Restratified:
     def describe(self) -> str:
         bands = " ".join(f"{name} {count}" for name, count in self.counts.items() if count)
         moves = ", ".join(f"{move} {count}" for move, count in sorted(self.moves.items())) or "nobody moved"
-        where = f"round {self.place.round} {self.place.stage} epoch {self.place.epoch}"
-        return f"{where}: {bands} | {moves} | {self.rows} rows to train on"
+        location = f"round {self.place.round} {self.place.stage} epoch {self.place.epoch}"
+        return f"{location}: {bands} | {moves} | {self.rows} rows to train on"
 
 
 class ReasoningDataModule(L.LightningDataModule):
@@ -91,7 +91,7 @@ class ReasoningDataModule(L.LightningDataModule):
             columns: Which column is what, when the dataset is not a known one.
             split: Split of a hub dataset.
             limit: Read no more than so many rows of the pool; of each data set, where there are several.
-            max_prompt_tokens: Problems with a longer prompt are set aside into rejects.jsonl.
+            max_prompt_tokens: Problems with a longer prompt are rejected into rejects.jsonl.
             token_budget: Tokens in a micro-batch, of SFT, CFT and GRPO alike: the bound on memory.
             batch_size: At most so many examples in a micro-batch of SFT and CFT; the token budget alone when not set.
             bands: Where the difficulty bands begin.
@@ -99,7 +99,7 @@ class ReasoningDataModule(L.LightningDataModule):
             routing: Who is in the sets of SFT and GRPO: `difficulty` is the method; the others are its controls,
                 `random` by lot with the same sizes, `all` everybody in both.
             decontaminate: Problems that a benchmark asks too, to the letter or but for case, spacing and punctuation,
-                are set aside into rejects.jsonl; false keeps them, with a warning.
+                are rejected into rejects.jsonl; false keeps them, with a warning.
             evidence: File of `slmreason stratify` for this student: what it measured is not measured again. Its lines
                 are matched by question and gold, and how many match is said.
             holdout: Share of the pool that is never trained on, chosen by question and gold; 0 keeps none.
@@ -158,7 +158,7 @@ class ReasoningDataModule(L.LightningDataModule):
             longest: prompt that leaves room for its rollouts in the student and the engine.
 
         Raises:
-            ValueError: a source is unreadable, or every problem of it was set aside.
+            ValueError: a source is unreadable, or every problem of it was rejected.
         """
         pool = read_pool(self.entries, lambda loaded: self._kept(loaded, prompt_length, benchmarks, longest), self.seed)
         self.problems, self.holdout = held_out(pool.problems, self.holdout_share)

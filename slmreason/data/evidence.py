@@ -46,7 +46,7 @@ def read_evidence(path: Path) -> list[tuple[Identity, Evidence]]:
     """
     if not path.exists():
         raise ValueError(f"{path}: no such file; `slmreason stratify` makes one")
-    found = [(row, evidence_in(row, where)) for where, row in written_rows(path)]
+    found = [(row, evidence_in(row, location)) for location, row in written_rows(path)]
     of_run = RunFolder(path.parent).pool  # beside the ledger of a run, which may be given too
     key_of = dict(read_pool(of_run)) if of_run.exists() else {}
     return [(identity_in(row, key_of), evidence) for row, evidence in found]
@@ -66,14 +66,14 @@ def of_pool(matched: Matched[tuple[Identity, Evidence]]) -> list[Evidence]:
     return [replace(evidence, problem_id=problem.id) for problem, (_, evidence) in matched.found]
 
 
-def evidence_in(row: Any, where: str) -> Evidence:
+def evidence_in(row: Any, location: str) -> Evidence:
     """What a line shows of its problem.
 
     Raises:
         ValueError: it lacks a count or has an impossible one; the message says where it stands.
     """
     known = {key: row[key] for key in KEPT if key in row} if isinstance(row, dict) else row
-    found = record_of(Evidence, known, where)
+    found = record_of(Evidence, known, location)
     if not 0 <= found.successes <= found.attempts or not found.attempts:
-        raise ValueError(f"{where}: {found.successes} successes of {found.attempts} attempts cannot be")
+        raise ValueError(f"{location}: {found.successes} successes of {found.attempts} attempts cannot be")
     return found

@@ -44,8 +44,8 @@ def local_rows(path: Path) -> Iterator[tuple[str, Any]]:
              ".tsv": _table_rows}  # fmt: skip
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     number = 0
-    for number, (where, row) in enumerate(kinds.get(suffix, _jsonl_rows)(path), start=1):  # noqa: B007 - counted
-        yield readable(where), row
+    for number, (location, row) in enumerate(kinds.get(suffix, _jsonl_rows)(path), start=1):  # noqa: B007 - counted
+        yield readable(location), row
     if not number:
         raise ValueError(f"{path}: empty, there is no row in it")
 
@@ -141,24 +141,29 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
 def _cells(path: Path, reader: Any, header: list[str], before: int) -> Iterator[tuple[str, Any]]:
     """The rows behind the header, which ends in line `before`."""
     while True:
-        where = f"{path}, line {before + reader.line_num + 1}"
+        location = f"{path}, line {before + reader.line_num + 1}"
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             if "unexpected end of data" in str(error):
-                raise ValueError(f"{where}: a quote is opened and never closed, so the rest cannot be read") from error
-            yield where, ValueError(f"not a row of a table: {error}")
+                raise ValueError(
+                    f"{location}: a quote is opened and never closed, so the rest cannot be read"
+                ) from error
+            yield location, ValueError(f"not a row of a table: {error}")
             continue
         if not cells or not any(cell.strip() for cell in cells):
             continue
         if len(cells) != len(header):
-            yield where, ValueError(f"not a row of this table: {len(cells)} cells, the first line names {len(header)}")
+            yield (
+                location,
+                ValueError(f"not a row of this table: {len(cells)} cells, the first line names {len(header)}"),
+            )
         elif any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
-            yield where, ValueError("not UTF-8")
+            yield location, ValueError("not UTF-8")
         else:
-            yield where, dict(zip(header, cells, strict=True))
+            yield location, dict(zip(header, cells, strict=True))
 
 
 def _delimiter(path: Path, header: str) -> str:

@@ -37,7 +37,7 @@ class Matched(Generic[T]):
         matched = self.lines - len(self.rejects)
         said = f"{what}: {matched} of {self.lines} lines match, {problems} of {pool_size} problems have one"
         if self.rejects:
-            kinds = dict.fromkeys(reject.reason.partition(":")[0] for reject in self.rejects)
+            kinds = dict.fromkeys(reject.fault.kind for reject in self.rejects)
             said += f"; {len(self.rejects)} are rejected: {'; '.join(kinds)}"
         return said
 
@@ -56,11 +56,11 @@ class Pool:
         """The problems with this key; several where the pool holds a row twice."""
         return self._by_key.get(key, [])
 
-    def match(self, rows: Iterable[T], where: str, identity: Callable[[T], Identity]) -> Matched[T]:
+    def match(self, rows: Iterable[T], location: str, identity: Callable[[T], Identity]) -> Matched[T]:
         """Finds the problem of each row.
 
         Args:
-            where: the file that the rows are of.
+            location: the file that the rows are of.
             identity: what a row says of its problem.
         """
         found: list[tuple[Problem, T]] = []
@@ -76,7 +76,7 @@ class Pool:
                 reason = f"without question and gold: by its id alone ({said.id}) it could be another problem"
             found += [(problem, row) for problem in problems]
             if not problems:
-                rejects.append(Reject(said.id, where, reason))
+                rejects.append(Reject(said.id, location, reason))
         return Matched(tuple(found), tuple(rejects), lines)
 
 

@@ -54,10 +54,10 @@ class Ledger:
         """Grows with each entry, so a reader can tell whether there is anything new."""
         if self._files is not None:
             self._files.path.mkdir(parents=True, exist_ok=True)
-            for where, row in placed_lines(self._files.ledger):
-                self._note(_evidence_in(row, where))
-            for where, row in placed_lines(self._files.harvest):
-                entry = record_of(HarvestRow, row, where)
+            for location, row in placed_lines(self._files.ledger):
+                self._note(_evidence_in(row, location))
+            for location, row in placed_lines(self._files.harvest):
+                entry = record_of(HarvestRow, row, location)
                 self._harvest.append((entry.place, entry.group))
 
     def __len__(self) -> int:
@@ -137,7 +137,7 @@ class Ledger:
             append_records(file(self._files), rows)
 
 
-def _evidence_in(row: dict[str, Any], where: str) -> Evidence:
+def _evidence_in(row: dict[str, Any], location: str) -> Evidence:
     """The evidence in a line of `ledger.jsonl`.
 
     Raises:
@@ -146,8 +146,8 @@ def _evidence_in(row: dict[str, Any], where: str) -> Evidence:
     # A look at the types of a line as we write it: the check of each field by itself would take most of a resume.
     if tuple(row) == LINE and tuple(map(type, row.values())) in WHOLE:
         return Evidence(*islice(row.values(), len(FIELDS)))
-    record_of(Place, {key: value for key, value in row.items() if key in PLACE_FIELDS}, where)
-    return record_of(Evidence, {key: value for key, value in row.items() if key not in PLACE_FIELDS}, where)
+    record_of(Place, {key: value for key, value in row.items() if key in PLACE_FIELDS}, location)
+    return record_of(Evidence, {key: value for key, value in row.items() if key not in PLACE_FIELDS}, location)
 
 
 def given_harvest(path: Path) -> list[RolloutGroup]:
@@ -157,9 +157,9 @@ def given_harvest(path: Path) -> list[RolloutGroup]:
         ValueError: the file cannot be read, or a row is no group of failed rollouts; the message names file and line.
     """
     groups = []
-    for where, row in written_rows(path):
-        group = record_of(HarvestRow, row, where).group
+    for location, row in written_rows(path):
+        group = record_of(HarvestRow, row, location).group
         if not group.rollouts or not group.all_zero:
-            raise ValueError(f"{where}: problem {group.problem.id}: not a group whose rollouts all failed")
+            raise ValueError(f"{location}: problem {group.problem.id}: not a group whose rollouts all failed")
         groups.append(group)
     return groups

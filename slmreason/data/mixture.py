@@ -116,7 +116,7 @@ def read_pool(entries: Sequence[Entry], keep: Callable[[Loaded], Loaded], seed: 
 def _usable(entry: Entry, loaded: Loaded) -> Loaded:
     if not loaded.problems:
         last = loaded.rejects[-1]
-        raise ValueError(f"data.train: {entry.path}: every problem was set aside: {most_common(loaded.rejects)}; "
+        raise ValueError(f"data.train: {entry.path}: every problem was rejected: {most_common(loaded.rejects)}; "
                          f"the last in {last.where}: {last.reason}")  # fmt: skip
     return loaded
 
@@ -134,7 +134,7 @@ def _told_apart(parts: Sequence[Loaded]) -> list[Loaded]:
         part = replace(
             part,
             problems=tuple(replace(p, id=new.get(p.id, p.id)) for p in part.problems),
-            places={new.get(i, i): where for i, where in part.places.items()},
+            places={new.get(i, i): location for i, location in part.places.items()},
         )
         seen |= {problem.id: problem.key for problem in part.problems}
         found.append(part)

@@ -44,14 +44,14 @@ class Loaded:
     """File and line of each problem by its id; an embedded family has none."""
 
     def without(self, reasons: Mapping[str, str]) -> Loaded:
-        """Sets aside the problems that a reason is given against, by id."""
-        fallen = [p for p in self.problems if p.id in reasons]
-        rejects = [Reject(p.id, self.places.get(p.id, self.name), reasons[p.id]) for p in fallen]
-        kept = tuple(p for p in self.problems if p.id not in reasons)
+        """Rejects the problems that a reason is given against, by id."""
+        rejected = [problem for problem in self.problems if problem.id in reasons]
+        rejects = [Reject(p.id, self.places.get(p.id, self.name), reasons[p.id]) for p in rejected]
+        kept = tuple(problem for problem in self.problems if problem.id not in reasons)
         return replace(self, problems=kept, rejects=(*self.rejects, *rejects))
 
     def within(self, prompt_length: Callable[[Problem], int], limit: int, why: str) -> Loaded:
-        """Sets aside the problems whose prompt has more than `limit` tokens.
+        """Rejects the problems whose prompt has more than `limit` tokens.
 
         Args:
             prompt_length: problem -> number of prompt tokens under the student's template.
@@ -76,7 +76,7 @@ class _Reading:
     keys: dict[int, NumberKey] = field(default_factory=dict)
     """Numbers that name options: what they mean says their column."""
 
-    def add(self, number: int, where: str, row: Any) -> None:
+    def add(self, number: int, location: str, row: Any) -> None:
         """Reads a row; one that cannot become a problem is rejected."""
         identifier = f"{self.name}-{number:06d}"
         try:
@@ -85,9 +85,9 @@ class _Reading:
                 identifier = problem.id
                 raise ValueError(f"the id stands twice: {self.places[problem.id]} has it too, and is kept")
         except ValueError as error:
-            self.rejects[number] = Reject(identifier, where, str(error)[:MAX_REASON_CHARS])
+            self.rejects[number] = Reject(identifier, location, str(error)[:MAX_REASON_CHARS])
             return
-        self.places[problem.id], self.problems[number] = where, problem
+        self.places[problem.id], self.problems[number] = location, problem
         if key is not None:
             self.keys[number] = key
 
@@ -104,9 +104,9 @@ class _Reading:
 def to_problems(rows: Iterator[tuple[str, Any]], columns: Columns, name: str, limit: int | None) -> Loaded:
     reading = _Reading(name, columns)
     beyond: list[NumberKey] = []
-    for number, (where, row) in enumerate(rows):
+    for number, (location, row) in enumerate(rows):
         if limit is None or number < limit:
-            reading.add(number, where, row)
+            reading.add(number, location, row)
         elif reading.keys:  # what the numbers mean says the whole column
             beyond += _number_key(row, columns)
         else:

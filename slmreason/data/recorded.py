@@ -36,18 +36,18 @@ def read_recorded(path: Path) -> tuple[list[RolloutGroup], list[str], int]:
     ids: set[str] = set()
     disagreements: list[str] = []
     labelled = 0
-    rows = [(where, row, *_fields(where, row)) for where, row in local_rows(path)]
-    rulings = rule(_claim(where, row, gold, text) for where, row, _, gold, text in rows)
-    for (where, row, question, gold, text), ruling in zip(rows, rulings, strict=True):
+    rows = [(location, row, *_fields(location, row)) for location, row in local_rows(path)]
+    rulings = rule(_claim(location, row, gold, text) for location, row, _, gold, text in rows)
+    for (location, row, question, gold, text), ruling in zip(rows, rulings, strict=True):
         correct = ruling.correct
         label = row.get("correct")
         if label is not None:
             labelled += 1
             if bool(label) != correct:
-                disagreements.append(f"{where}: verdict {correct}, label {label}: {text[-80:]!r}")
+                disagreements.append(f"{location}: verdict {correct}, label {label}: {text[-80:]!r}")
         asked = question, gold
         if asked not in problems:
-            problems[asked] = Problem(_identifier(where, row, path, ids), question, gold, source=readable(path))
+            problems[asked] = Problem(_identifier(location, row, path, ids), question, gold, source=readable(path))
         rollouts.setdefault(asked, []).append(_rollout(text, correct))
     groups = [RolloutGroup(problem, tuple(rollouts[asked])) for asked, problem in problems.items()]
     if not groups:
@@ -55,11 +55,11 @@ def read_recorded(path: Path) -> tuple[list[RolloutGroup], list[str], int]:
     return groups, disagreements, labelled
 
 
-def _claim(where: str, row: Mapping[str, Any], gold: str, text: str) -> Claim:
+def _claim(location: str, row: Mapping[str, Any], gold: str, text: str) -> Claim:
     """What a row claims; beside its columns it may have `choices` (texts, or how many), `tolerance` and `truncated`."""
     choices, tolerance = row.get("choices"), row.get("tolerance") or 0.0
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
-        raise ValueError(f"{where}: column 'tolerance' must be a number that is not negative: it is {tolerance!r}")
+        raise ValueError(f"{location}: column 'tolerance' must be a number that is not negative: it is {tolerance!r}")
     return Claim(
         text,
         gold,
@@ -70,7 +70,7 @@ def _claim(where: str, row: Mapping[str, Any], gold: str, text: str) -> Claim:
     )
 
 
-def _fields(where: str, row: Any) -> tuple[str, str, str]:
+def _fields(location: str, row: Any) -> tuple[str, str, str]:
     try:
         question, gold, text = (as_text(value_of(row, c), f"column {c!r}") for c in (QUESTION, GOLD, RESPONSE))
         if "####" in gold or "boxed" in gold:  # a whole solution
@@ -80,18 +80,18 @@ def _fields(where: str, row: Any) -> tuple[str, str, str]:
         if row.get("correct") not in (None, True, False):
             raise ValueError(f"column 'correct' must be true, false or null: it is {row['correct']!r}")
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{location}: {error}") from error
     return question, gold, text
 
 
-def _identifier(where: str, row: dict[str, Any], path: Path, ids: set[str]) -> str:
+def _identifier(location: str, row: dict[str, Any], path: Path, ids: set[str]) -> str:
     try:
         given = as_text(row.get("id", row.get("idx", len(ids))), "the id")
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{location}: {error}") from error
     identifier = f"{readable(path.name).partition('.')[0]}-{given}"
     if identifier in ids:
-        raise ValueError(f"{where}: another question has the id {given!r} already")
+        raise ValueError(f"{location}: another question has the id {given!r} already")
     ids.add(identifier)
     return identifier
 

@@ -1,6 +1,6 @@
 """Where problems come from: embedded families, JSONL, Parquet, text, or a `datasets` hub name, all to `Problem`.
 
-One rule for bad input. A *row* that cannot become a problem is set aside as a `Reject` with its id, file and line and
+One rule for bad input. A *row* that cannot become a problem is rejected as a `Reject` with its id, file and line and
 the reason, and the run goes on. A *file* that cannot be read to its end, or has no usable row at all, is refused: a
 ValueError that names the file and, where known, the line. What slmreason itself wrote, and recorded rollouts, are
 refused at the first bad row: a problem whose evidence has a hole would be sorted wrongly, without anybody noticing.
@@ -77,7 +77,7 @@ KNOWN: dict[str, DatasetSpec] = {
 
 def most_common(rejects: Sequence[Reject]) -> str:
     """The three commonest kinds of reason, with how often and where first: `not JSON (3, first a.jsonl, line 7)`."""
-    kinds = [reject.reason.partition(":")[0] for reject in rejects]
+    kinds = [reject.fault.kind for reject in rejects]
     shown = [
         f"{kind} ({count}, first {rejects[kinds.index(kind)].where})" for kind, count in Counter(kinds).most_common(3)
     ]
@@ -149,7 +149,7 @@ def _rows_of(source: str, columns: Columns | None, split: str | None, limit: int
 
 def _described(rejects: Sequence[Reject]) -> str:
     """The first row that was rejected, and the kinds of reason where there are several."""
-    several = len({reject.reason.partition(":")[0] for reject in rejects}) > 1
+    several = len({reject.fault.kind for reject in rejects}) > 1
     first = f"the first in {rejects[0].where}: {rejects[0].reason}"
     return f"{first}; all reasons: {most_common(rejects)}" if several else first
 

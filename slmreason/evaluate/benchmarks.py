@@ -87,7 +87,7 @@ def load_benchmarks(
 ) -> list[Benchmark]:
     """Loads benchmarks: `embedded:FAMILY/test`, a known name, `NAME=FILE`, a file, a hub name, or an entry of these.
 
-    Problems that leave the student or the engine no room for an answer are set aside, as rows are that cannot be read.
+    Problems that leave the student or the engine no room for an answer are rejected, as rows are that cannot be read.
 
     Raises:
         ValueError: one of them cannot be had or has no usable problem, or two have the same short name.
@@ -100,9 +100,9 @@ def load_benchmarks(
             log.warning("benchmark %s: every problem is asked, so its weight says nothing", name)
         loaded = read.within(student.prompt_length, longest.tokens, longest.why)
         if not loaded.problems:
-            raise ValueError(f"benchmarks: {name}: every problem was set aside: {most_common(loaded.rejects)}")
+            raise ValueError(f"benchmarks: {name}: every problem was rejected: {most_common(loaded.rejects)}")
         if loaded.rejects:
-            log.warning("benchmark %s: %d rows are set aside: %s", name, len(loaded.rejects),
+            log.warning("benchmark %s: %d rows are rejected: %s", name, len(loaded.rejects),
                         most_common(loaded.rejects))  # fmt: skip
         if too_long := len(read.problems) - len(loaded.problems):
             log.warning("benchmark %s: %d of %d prompts are too long: %s", name, too_long, len(read.problems),

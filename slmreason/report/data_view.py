@@ -20,7 +20,7 @@ _KEY = re.compile(r"data\.(?:columns\.)?[a-z_]+")
 class RowView:
     """A row as a problem, and the tokens that the student gets of it."""
 
-    where: str
+    location: str
     problem: Problem
     prompt: str
     """With every special token."""
@@ -82,7 +82,7 @@ def data_view(name: str, loaded: Loaded, student: Student, num_rows: int) -> Dat
 def _row(problem: Problem, loaded: Loaded, student: Student) -> RowView:
     prompt = list(student.encode_problem(problem))
     return RowView(
-        where=loaded.places.get(problem.id, loaded.name),
+        location=loaded.places.get(problem.id, loaded.name),
         problem=problem,
         prompt=str(student.tokenizer.decode(prompt)),
         prompt_tokens=len(prompt),
@@ -93,7 +93,7 @@ def _row(problem: Problem, loaded: Loaded, student: Student) -> RowView:
 def _kinds(rejects: Sequence[Reject]) -> tuple[RejectKind, ...]:
     by_kind: dict[str, list[Reject]] = {}
     for reject in rejects:
-        by_kind.setdefault(reject.reason.partition(":")[0], []).append(reject)
+        by_kind.setdefault(reject.fault.kind, []).append(reject)
     kinds = [RejectKind(len(mine), mine[0]) for mine in by_kind.values()]
     return tuple(sorted(kinds, key=lambda kind: -kind.count))
 
@@ -118,7 +118,7 @@ def lines(view: DataView) -> Iterator[str]:
 
 def _row_lines(row: RowView) -> Iterator[str]:
     problem = row.problem
-    yield f"-- {row.where} (id {problem.id})"
+    yield f"-- {row.location} (id {problem.id})"
     for turn in problem.turns:
         yield f"{turn.role} before: {_cut(turn.text)}"
     yield f"question: {_cut(problem.question)}"

@@ -20,7 +20,7 @@ from matplotlib.text import Text
 
 from slmreason.data.strata import Bands
 from slmreason.evaluate.compare import ArmResult, Outcome
-from slmreason.records import Band, BridgeResult, Critique, Place, from_json
+from slmreason.records import Band, BridgeResult, Critique, Fault, Place, from_json
 from slmreason.report import pictures
 from slmreason.run.files import read_lines, write_file, write_text
 from slmreason.run.folder import RunFolder, StageFolder
@@ -220,12 +220,12 @@ def _changed_answers(run: Path, ran: Sequence[Mapping[str, Any]], count: int) ->
 
 
 def _rejects(run: Path) -> list[tuple[str, str, int]]:
-    """(where, reason, how many) of what was set aside; numbers in a reason are left out: like stands by like."""
+    """(where, reason, how many) of what was rejected; numbers in a reason are left out: like stands by like."""
     counts: Counter[tuple[str, str]] = Counter()
     stages = [(place.label, folder.rejects) for place, folder in _stage_folders(run)]
-    for where, path in [("pool", RunFolder(run).rejects), *stages]:
+    for location, path in [("pool", RunFolder(run).rejects), *stages]:
         for row in read_lines(path):
-            reason = row["reason"].partition(": ")[0]
-            what = row["where"] if where != "pool" else "data"
-            counts[f"{where}: {what}", re.sub(r"\d+", "N", reason)] += 1
-    return [(where, reason, count) for (where, reason), count in counts.most_common()]
+            reason = Fault.read(row["reason"]).kind
+            what = row["where"] if location != "pool" else "data"
+            counts[f"{location}: {what}", re.sub(r"\d+", "N", reason)] += 1
+    return [(location, reason, count) for (location, reason), count in counts.most_common()]

@@ -135,10 +135,10 @@ def read_records(path: Path, cls: type[T]) -> list[T]:
     Raises:
         ValueError: the file is not there, or a line is not such a record; the message names file and line.
     """
-    return [record_of(cls, row, where) for where, row in written_rows(path)]
+    return [record_of(cls, row, location) for location, row in written_rows(path)]
 
 
-def record_of(cls: type[T], row: Any, where: str) -> T:
+def record_of(cls: type[T], row: Any, location: str) -> T:
     """The record in a row of a file.
 
     Raises:
@@ -147,7 +147,7 @@ def record_of(cls: type[T], row: Any, where: str) -> T:
     try:
         return from_json(cls, row)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{location}: {error}") from error
 
 
 def written_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -228,11 +228,11 @@ def placed_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with open(path, "r+b") as file:
             file.truncate(end)
     for number, line in enumerate(data[:end].splitlines(), start=1):
-        where = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         try:
             row = parse_line(line)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"{location}: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{where}: must be an object, not {reprlib.repr(row)}")
-        yield where, row
+            raise ValueError(f"{location}: must be an object, not {reprlib.repr(row)}")
+        yield location, row

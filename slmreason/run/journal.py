@@ -61,7 +61,7 @@ class Journal:
     def __init__(self, run_dir: Path, drain: Callable[[], list[Reject]], cost: Callable[[], Tokens]) -> None:
         """
         Args:
-            drain: gives what was set aside since the last call; it is noted with the chunk that it came up in.
+            drain: gives what was rejected since the last call; it is noted with the chunk that it came up in.
             cost: gives what the run has cost so far, to be added to; what a chunk cost is noted with it.
         """
         self._path, self._drain, self._cost = RunFolder(run_dir).journal, drain, cost
@@ -108,7 +108,7 @@ class Journal:
         return results
 
     def take_rejects(self) -> list[Reject]:
-        """What was set aside since the last call."""
+        """What was rejected since the last call."""
         taken, self._rejects = self._rejects + self._drain(), []
         return taken
 

@@ -83,11 +83,11 @@ class SafetensorsIO(CheckpointIO):
         return kept
 
     def _is_kept(self, name: str, value: Any) -> bool:
-        if (where := unsavable(value)) is None:
+        if (location := unsavable(value)) is None:
             return True
         if name not in _TOLD:
             _TOLD.add(name)
-            log.warning("checkpoint: %s is left out, so a run that goes on begins it anew: %s", name, where)
+            log.warning("checkpoint: %s is left out, so a run that goes on begins it anew: %s", name, location)
         return False
 
 
@@ -105,34 +105,34 @@ def unsavable(value: Any) -> str | None:
     return None
 
 
-def _packed(value: Any, tensors: dict[str, Tensor], names: dict[Any, str], where: str) -> Any:
+def _packed(value: Any, tensors: dict[str, Tensor], names: dict[Any, str], location: str) -> Any:
     """The JSON form of a value; what JSON lacks is a dict with one `$` key."""
     if isinstance(value, Tensor):
-        same = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else where
+        same = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else location
         if same not in names:
-            names[same] = where
+            names[same] = location
             # A view would drag its whole storage along, and safetensors refuses two names for one storage.
             shared = value.untyped_storage().nbytes() != value.numel() * value.element_size()
-            tensors[where] = value.detach().clone() if shared else value.detach().contiguous()
+            tensors[location] = value.detach().clone() if shared else value.detach().contiguous()
         return {"$tensor": names[same]}
     if isinstance(value, Mapping):
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
-            return {key: _packed(item, tensors, names, f"{where}/{key}") for key, item in value.items()}
-        pairs = [[_packed(k, tensors, names, where), _packed(v, tensors, names, f"{where}/{k}")]
+            return {key: _packed(item, tensors, names, f"{location}/{key}") for key, item in value.items()}
+        pairs = [[_packed(k, tensors, names, location), _packed(v, tensors, names, f"{location}/{k}")]
                  for k, v in value.items()]  # fmt: skip
         return {"$dict": pairs}
     if isinstance(value, tuple):
-        return {"$tuple": [_packed(item, tensors, names, f"{where}/{i}") for i, item in enumerate(value)]}
+        return {"$tuple": [_packed(item, tensors, names, f"{location}/{i}") for i, item in enumerate(value)]}
     if isinstance(value, list):
-        return [_packed(item, tensors, names, f"{where}/{i}") for i, item in enumerate(value)]
+        return [_packed(item, tensors, names, f"{location}/{i}") for i, item in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value.value if isinstance(value, Enum) else value  # an enum of texts is its text
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if (written := _as_plain(value)) is not None:
         kind, plain = written
-        return {f"${kind}": _packed(plain, tensors, names, where)}
-    raise TypeError(f"checkpoint{where}: a {type(value).__name__} cannot be kept without pickle")
+        return {f"${kind}": _packed(plain, tensors, names, location)}
+    raise TypeError(f"checkpoint{location}: a {type(value).__name__} cannot be kept without pickle")
 
 
 def _as_plain(value: Any) -> tuple[str, Any] | None:

@@ -75,7 +75,7 @@ class Failure:
 class LLMTeacher(Teacher):
     """Asks a language model, and reads what it says.
 
-    An answer that cannot be read is asked for once more, with what is wrong with it; then it is set aside.
+    An answer that cannot be read is asked for once more, with what is wrong with it; then it is rejected.
     """
 
     def __init__(self, prompts: Mapping[str, str] | None = None) -> None:
@@ -166,14 +166,14 @@ class LLMTeacher(Teacher):
             again: dict[int, Conversation] = {}
             answers = self.chat(kind, list(asked.values())) if asked else []
             for (i, conversation), answer in zip(asked.items(), answers, strict=True):
-                where = problems[i].id, f"teacher {kind}"
+                location = problems[i].id, f"teacher {kind}"
                 if isinstance(answer, Failure):
-                    faults[i] = Reject(*where, answer.reason)
+                    faults[i] = Reject(*location, answer.reason)
                     continue
                 try:
                     found[i] = readers[i](answer_text(answer))
                 except Unusable as error:
-                    faults[i] = Reject(*where, str(error), {"answer": answer.text[:KEPT_CHARS]})
+                    faults[i] = Reject(*location, str(error), {"answer": answer.text[:KEPT_CHARS]})
                     if not last and not answer.truncated and not answer.refusal:  # asked again it would be so again
                         again[i] = [*conversation, *_complaint(answer, error)]
             asked = again

@@ -114,11 +114,11 @@ def try_reward(reward: RewardFn, problem: Problem) -> None:
     except RewardError:
         raise
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
+        location = traceback.extract_tb(error.__traceback__)[-1]
         raise _error(
             reward,
             f"grading {texts} of problem {problem.id} failed with {type(error).__name__}: {error} "
-            f"({where.filename}, line {where.lineno})",
+            f"({location.filename}, line {location.lineno})",
         ) from error
 
 

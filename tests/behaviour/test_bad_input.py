@@ -1,4 +1,4 @@
-"""Bad input by the one rule of `slmreason.data.sources`: a bad row is set aside, an unreadable file is refused."""
+"""Bad input by the one rule of `slmreason.data.sources`: a bad row is rejected, an unreadable file is refused."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_command_goes_on_without_bad_rows_and_writes_down_each(
     assert main(args) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"pool: 1 problems from pool.jsonl, {len(BAD_ROWS) + 1} rejected: " in shown
-    assert "benchmark held=held.jsonl: 2 rows are set aside: answer must be a text or a number (1, first held" in shown
+    assert "benchmark held=held.jsonl: 2 rows are rejected: answer must be a text or a number (1, first held" in shown
     rejects = Run(Path("run"), "").rows("rejects.jsonl")
     *bad_rows, too_long, null, no_room = rejects
     assert [reject["where"] for reject in bad_rows] == [f"pool.jsonl, line {n}" for n in range(2, len(BAD_ROWS) + 2)]

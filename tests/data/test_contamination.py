@@ -25,7 +25,7 @@ def characters(problem: Problem) -> int:
 
 
 def found(question: str, asked: str) -> str | None:
-    """Why a problem with `question` is set aside when a benchmark asks `asked`."""
+    """Why a problem with `question` is rejected when a benchmark asks `asked`."""
     return contaminated([Problem("p", question, "1")], {"bench": [Problem("b-7", asked, "1")]}).get("p")
 
 
@@ -161,7 +161,7 @@ def test_evidence_of_a_problem_that_was_set_aside_is_not_used(tmp_path: Path) ->
 
 def test_a_pool_that_is_a_benchmark_is_refused(tmp_path: Path) -> None:
     source = pool(tmp_path / "pool.jsonl", ["One?", "Two?"])
-    with pytest.raises(ValueError, match=r"every problem was set aside: contamination \(2, first .*pool.jsonl, line 1"):
+    with pytest.raises(ValueError, match=r"every problem was rejected: contamination \(2, first .*pool.jsonl, line 1"):
         data_module(source).load(characters, {"bench": load_problems(source).problems})
 
 
@@ -194,7 +194,7 @@ def test_the_command_refuses_a_pool_that_is_a_benchmark(
     pool(Path("pool.jsonl"), ["1 + 1 = ?", "2 + 2 = ?"])
     assert main(["fit", *QUICK, "--data.train=pool.jsonl", "--benchmarks=[held=pool.jsonl]"]) == 2
     error = capsys.readouterr().err
-    assert "data.train: pool.jsonl: every problem was set aside: contamination (2, first pool.jsonl, line 1)" in error
+    assert "data.train: pool.jsonl: every problem was rejected: contamination (2, first pool.jsonl, line 1)" in error
     assert "stands in benchmark held, as held-000001" in error
     assert not Path("runs").exists()
 

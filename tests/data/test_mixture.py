@@ -120,7 +120,7 @@ def test_an_entry_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     good = pool(tmp_path, "a", 2)
     with pytest.raises(ValueError, match=r"no-such\.jsonl: no such file"):
         loaded([good, str(tmp_path / "no-such.jsonl")])
-    with pytest.raises(ValueError, match=r"data.train: .*b\.jsonl: every problem was set aside: prompt too long"):
+    with pytest.raises(ValueError, match=r"data.train: .*b\.jsonl: every problem was rejected: prompt too long"):
         loaded([good, pool(tmp_path, 60 * "b", 2)], max_prompt_tokens=20)
 
 

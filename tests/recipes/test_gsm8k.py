@@ -40,6 +40,6 @@ def test_all_7473_problems_are_read_and_a_student_that_solves_nothing_is_told_so
     assert "no all-zero group was harvested" in outcomes["round 1 cft"]
     assert "Consolidation Set is empty" in shown
     assert (run_dir / "student" / "model.safetensors").exists()
-    # GSM8K's own false equations are set aside with their reason, not trained on.
+    # GSM8K's own false equations are rejected with their reason, not trained on.
     rejects = [json.loads(line) for line in (run_dir / "round-01" / "sft" / "rejects.jsonl").read_text().splitlines()]
     assert 0 < sum("false equation" in reject["reason"] for reject in rejects) < 400

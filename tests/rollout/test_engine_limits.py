@@ -83,7 +83,7 @@ def test_the_pool_rejects_what_leaves_no_room_for_a_rollout(
     assert len(data.problems) == 20 - too_long
     assert f"{too_long} of 20 prompts are too long: rollout.max_tokens = 96" in caplog.text
     assert {reject.reason.partition(", ")[2] for reject in data.rejects} == {limit.why}
-    with pytest.raises(ValueError, match=r"every problem was set aside: .* rollout\.max_tokens = 96 less .* leave -4"):
+    with pytest.raises(ValueError, match=r"every problem was rejected: .* rollout\.max_tokens = 96 less .* leave -4"):
         data.load(student.prompt_length, {}, prompt_limit(student, ShortEngine(), 100, "grpo.max_completion_tokens"))
 
 

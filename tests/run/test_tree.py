@@ -207,7 +207,7 @@ def test_the_state_of_a_run_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_the_journal_gives_what_was_noted_and_makes_the_rest(tmp_path: Path) -> None:
-    """A torn last note is as if it were not there; what was set aside, and the cost, come with the chunk of theirs."""
+    """A torn last note is as if it were not there; what was rejected, and the cost, come with the chunk of theirs."""
     asked: list[list[int]] = []
     aside: list[Reject] = []
 
