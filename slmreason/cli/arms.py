@@ -21,9 +21,10 @@ import yaml
 from jsonargparse import Namespace
 
 from slmreason.cli.command import Request
-from slmreason.cli.config import RECIPES, parse
+from slmreason.cli.config import parse
 from slmreason.cli.difference import differing_keys
 from slmreason.cli.errors import ConfigError
+from slmreason.cli.recipes import RECIPES
 from slmreason.evaluate.compare import Outcome, read_outcome
 from slmreason.run.folder import RunFolder
 

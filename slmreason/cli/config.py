@@ -8,7 +8,6 @@ import re
 from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
@@ -18,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from slmreason.cli.command import Command
 from slmreason.cli.errors import ConfigError, explain, tidy
+from slmreason.cli.recipes import find_recipe
 from slmreason.curriculum import CurriculumSettings
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.mixture import Entry, entries_of, reward_of
@@ -39,7 +39,6 @@ from slmreason.teacher.vllm import VLLMTeacher  # noqa: F401
 from slmreason.verify.by_source import RewardBySource
 from slmreason.verify.rewards import RewardFn
 
-RECIPES = Path(__file__).parents[1] / "configs"
 EMBEDDED_BENCHMARKS = [
     f"embedded:{family}/test?count=100" for family in ("chain", "one_step", "distractor", "expression", "logic")
 ]
@@ -232,22 +231,6 @@ _HOME = re.compile(r"((?:[\w.-]+=)?)(~[\w.-]*(?:/[^\n]*)?)")
 """`~/pool.jsonl`, and `gsm8k=~/pool.jsonl` as the name of a dataset in a file."""
 _TEXTS = ("instruction", "class_path")
 """Keys whose texts are no paths."""
-
-
-def find_recipe(name: str) -> str:
-    """The file as given if it exists, else the packaged recipe of that name (`quickstart`, `configs/quickstart.yaml`).
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    given = os.path.expanduser(name)
-    if Path(given).is_file():
-        return given
-    for recipe in (RECIPES / f"{name}.yaml", RECIPES / Path(name).name):
-        if recipe.is_file():
-            return str(recipe)
-    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    raise ConfigError(f"--config {name}: no such file, and no such recipe; recipes: {known}")
 
 
 def fresh_trainer_config(config: Namespace) -> dict[str, Any]:

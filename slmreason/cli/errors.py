@@ -37,13 +37,54 @@ def explain(message: str, known: Sequence[str]) -> str:
         key = match.group(1) or match.group(2)
     else:
         return message
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    group = key.rpartition(".")[0]
+    group, _, last = key.rpartition(".")
+    near = _called_otherwise(group, last, known) or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     siblings = [name for name in known if group and name.rpartition(".")[0] == group]
     hints = f"\ndid you mean: {', '.join(near)}?" if near else ""
     return f"{message}{hints}" + (
         f"\nkeys of {group}: {', '.join(n[len(group) + 1 :] for n in siblings)}" if siblings else ""
     )
+
+
+OTHER_NAMES = {
+    "lr": "learning_rate",
+    "num_train_epochs": "epochs",
+    "num_generations": "group_size",
+    "beta": "kl",
+    "epsilon": "clip_low",
+    "epsilon_high": "clip_high",
+    "loss_type": "loss",
+    "scale_rewards": "advantage_scale",
+    "num_iterations": "updates_per_batch",
+    "max_completion_length": "max_completion_tokens",
+    "max_new_tokens": "max_completion_tokens",
+    "mask_truncated_completions": "mask_truncated",
+    "max_prompt_length": "data.max_prompt_tokens",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "max_grad_norm": "trainer.gradient_clip_val",
+    "per_device_train_batch_size": "data.token_budget",
+    "model_name_or_path": "student.model",
+    "model": "student.model",
+    "torch_dtype": "student.dtype",
+    "dataset_name": "data.train",
+    "dataset": "data.train",
+    "train": "data.train",
+    "output_dir": "run_dir",
+    "seed": "seed_everything",
+    "report_to": "trainer.logger",
+    "resume_from_checkpoint": "resume",
+}
+"""What other trainers call a key, TRL and transformers above all."""
+
+
+def _called_otherwise(group: str, last: str, known: Sequence[str]) -> list[str]:
+    """The key that is meant by another trainer's name for it."""
+    ours = OTHER_NAMES.get(last)
+    if ours is None:
+        return []
+    key = ours if "." in ours or not group else f"{group}.{ours}"
+    found = [key] if key in known else [name for name in known if name.rpartition(".")[2] == ours]
+    return found if found else []
 
 
 def fail(error: Exception | str, status: int = 2) -> int:

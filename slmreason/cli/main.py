@@ -7,7 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from slmreason.cli.command import COMMANDS, find
+from slmreason.cli.errors import ConfigError, fail
+from slmreason.cli.help import is_short, short_help
+from slmreason.cli.recipes import check_arguments
 
+TAKE_WORDS = ("data", "report", "export")
+"""Commands that are told a file or a folder without a flag."""
 HELP = """\
 usage: slmreason COMMAND [--config FILE ...] [--KEY VALUE ...]
 
@@ -22,7 +27,7 @@ try:
   slmreason fit --resume runs/quickstart            the same by its folder, which has the config
   slmreason fit --config quickstart --print_config  every key with its value
   slmreason export runs/quickstart my-student       the trained student for other tools
-  slmreason fit --help                              every key with what it means
+  slmreason fit --help                              the keys that people set; --help all has every key
   slmreason fit --rollout.help HFEngine             the options of one class
 """
 
@@ -49,6 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         print(f"error: no command {args[0]!r}; there are:\n{listing}", file=sys.stderr)
         return 2
+    try:
+        if is_short(args[0], args[1:]):
+            print(short_help(args[0], COMMANDS[args[0]]))
+            return 0
+        check_arguments(args[0], args[1:], takes_words=args[0] in TAKE_WORDS)
+    except ConfigError as error:
+        return fail(error)
     # The tokenizer's threads and dataloader workers do not mix; nothing here needs them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from slmreason.cli.status import run

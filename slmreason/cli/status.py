@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from slmreason.cli.command import Command, Job, Request
 from slmreason.cli.config import command_parser, parse
 from slmreason.cli.errors import ConfigError, fail
+from slmreason.cli.help import group_help, group_of
 from slmreason.cli.screen import quiet, tell
 from slmreason.rollout.engine import EngineError
 from slmreason.run.files import NO_ROOM
@@ -41,6 +42,11 @@ def run(command: Command, args: Sequence[str]) -> int:
     if asks_for_help:  # what stands under the settings' fields, which takes a while to read
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
+        group = group_of(args)
+        if group is not None and command.reads_config:
+            page = command_parser(command).format_help()
+            print(page if group == "all" else group_help(page, group))
+            return 0
         job = prepared(command, args)
     except MISTAKES as error:
         return fail(error)

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from slmreason.cli import main
-from slmreason.cli.config import RECIPES, build_parser, find_recipe, fresh_trainer_config, instantiate, parse
+from slmreason.cli.config import build_parser, fresh_trainer_config, instantiate, parse
 from slmreason.cli.errors import ConfigError
+from slmreason.cli.recipes import RECIPES, find_recipe
 from slmreason.records import Problem
 
 ROOT = Path(__file__).parents[2]

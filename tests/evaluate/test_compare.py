@@ -13,7 +13,8 @@ import pytest
 
 from slmreason.cli import main
 from slmreason.cli.arms import ARMS, find_arm, slots
-from slmreason.cli.config import RECIPES, build_parser, parse
+from slmreason.cli.config import build_parser, parse
+from slmreason.cli.recipes import RECIPES
 from slmreason.data.strata import Strata, acquisition_set, consolidation_set, routed
 from slmreason.evaluate.compare import Outcome, read_outcome, save_comparison, summarise
 from slmreason.records import Problem
