@@ -101,8 +101,8 @@ def short_help(command: str, meaning: str) -> str:
         lines += ["", f"{group}:"]
         lines += [f"  --{key:28s}{text} ({kind})" for key, kind, text in keys]
     lines += ["", "more:",
-              f"  slmreason {command} --help grpo      every key of a group: student, data, curriculum, sft, grpo, cft,",
-              "                                bridge, critique, evaluation, backend, trainer",
+              f"  slmreason {command} --help grpo      of a group: student, data, curriculum, sft, grpo, cft, bridge,",
+              "                                 critique, evaluation, backend, trainer",
               f"  slmreason {command} --help all       every key",
               f"  slmreason {command} --print_config   every key with its value"]  # fmt: skip
     return "\n".join(lines)
