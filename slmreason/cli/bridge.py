@@ -19,6 +19,7 @@ from slmreason.cli.datasteps import (
     show,
     show_plan,
     take_step_options,
+    tell_pool,
     work_of,
 )
 from slmreason.cli.parts import load_data, place
@@ -50,13 +51,14 @@ def prepare(request: Request) -> Job:
     out, dry_run = take_step_options(config, "bridge")
     made = instantiate(request.parser, config)
     processes = Processes(fresh_trainer_config(config), made.backend)
-    load_data(made, config)
+    benchmarks = load_data(made, config)
     made.data.ledger.take(made.data.given_evidence, Place(0, "stratify"))
     teacher = FirstProcessTeacher(made.teacher or TraceTeacher())
     step = _Bridging(made, config, teacher)
     if dry_run:
         return Job(step.show_plan)
     file = StepFile(out, StepRows(made.data.problems, _read, to_json, _problem_of), request, {})
+    tell_pool(out, made.data, benchmarks)
 
     def job() -> None:
         place(made.student, made.rollout, processes)

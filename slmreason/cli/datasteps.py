@@ -25,11 +25,13 @@ from slmreason.cli.difference import differing_keys
 from slmreason.cli.errors import ConfigError
 from slmreason.curriculum.prober import Prober
 from slmreason.curriculum.work import Work
+from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.identity import Identity, Pool
+from slmreason.evaluate.benchmarks import Benchmark
 from slmreason.modules.settings import GRPOSettings
 from slmreason.records import Problem, Reject, RolloutGroup
 from slmreason.report.terminal import plan_table, print_tables
-from slmreason.run.files import append_records, placed_lines, write_text
+from slmreason.run.files import append_records, placed_lines, write_records, write_text
 from slmreason.run.journal import Notes
 from slmreason.runtime.distributed import barrier, is_first
 
@@ -123,6 +125,21 @@ def _name(item: Any) -> tuple[str, str]:
     return problem.id, problem.key
 
 
+def tell_pool(out: Path, data: ReasoningDataModule, benchmarks: Sequence[Benchmark]) -> None:
+    """Says what the pool is, and keeps what was rejected of it and of the benchmarks beside the file."""
+    log.info(data.describe_pool())
+    of_benchmarks = [reject for benchmark in benchmarks for reject in benchmark.rejects]
+    rejects = [*data.rejects, *data.unmatched, *of_benchmarks]
+    if rejects:
+        path = _rejects_of(out)
+        write_records(path, rejects)
+        log.info("rejected rows: %s", path)
+
+
+def _rejects_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.rejects.jsonl")
+
+
 def work_of(made: Namespace, notes: Notes) -> Work:
     """How a step goes through its problems: in the order of the pool, so that its file has that order."""
     settings, console = made.curriculum.checkpoint, Console(quiet=not is_first())
@@ -148,7 +165,7 @@ def show_plan(step: str, counts: dict[str, int], cost: str | None) -> None:
 def keep_rejects(out: Path, rejects: Sequence[Reject]) -> None:
     """What the teacher had no answer for, counted on the screen and kept whole beside the file."""
     if rejects:
-        append_records(path := out.with_name(f"{out.name}.rejects.jsonl"), rejects)
+        append_records(path := _rejects_of(out), rejects)
         counts = Counter(f"{reject.where}: {reject.reason}" for reject in rejects)
         most = "; ".join(f"{reason} ({count})" for reason, count in counts.most_common(3))
         log.warning("%d without an answer of the teacher: %s; all in %s", len(rejects), most, path)

@@ -21,6 +21,7 @@ from slmreason.cli.datasteps import (
     show,
     show_plan,
     take_step_options,
+    tell_pool,
 )
 from slmreason.cli.parts import load_data, place
 from slmreason.curriculum.trainer import Processes
@@ -55,11 +56,12 @@ def _of_the_student(request: Request) -> Job:
     out, dry_run = take_step_options(config, "stratify")
     made = instantiate(request.parser, config)
     processes = Processes(fresh_trainer_config(config), made.backend)
-    load_data(made, config)
+    benchmarks = load_data(made, config)
     problems = made.data.problems
     if dry_run:
         return _plan(problems, len(problems) * made.curriculum.probe.attempts)
     file = StepFile(out, _rows(problems, _bands(config)), request, {"recorded": None})
+    tell_pool(out, made.data, benchmarks)
 
     def job() -> None:
         place(made.student, made.rollout, processes)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from slmreason.cli.command import Command, Job, Request
 from slmreason.cli.config import Parser, fresh_trainer_config, instantiate
+from slmreason.cli.errors import ConfigError
 from slmreason.cli.parts import place
 from slmreason.curriculum.trainer import Processes
 from slmreason.evaluate.benchmarks import evaluate, load_benchmarks, save_scores
@@ -27,6 +28,8 @@ def options(parser: Parser) -> None:
 def prepare(request: Request) -> Job:
     config = request.config
     out = Path(config.pop("out", "test.jsonl"))
+    if not config.benchmarks:
+        raise ConfigError("benchmarks is empty: there is nothing to test; name one, such as --benchmarks '[gsm8k]'")
     made = instantiate(request.parser, config)
     settings, model = made.evaluation, config.student.model
     benchmarks = load_benchmarks(made.benchmarks, settings, made.student, made.rollout)

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from slmreason.callbacks import (
     KeepCheckpoints,
@@ -70,6 +73,7 @@ class Fits:
         trainer = build_trainer(
             self.trainer_config, module, folder, module.settings.epochs, callbacks, self.clock.left()
         )
+        self._tell_config(trainer)
         try:
             with preemption.between_steps():
                 trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
@@ -78,6 +82,17 @@ class Fits:
             self._take_back(module.student)
             raise
         self._take_back(module.student)
+
+    def _tell_config(self, trainer: L.Trainer) -> None:
+        """Gives the config of the run to each logger that keeps one."""
+        if not self.files.config.is_file():
+            return
+        config = yaml.safe_load(self.files.config.read_text(encoding="utf-8"))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(config, metrics={})  # else it would log a metric named hp_metric
+            elif not isinstance(logger, CSVLogger):
+                logger.log_hyperparams(config)
 
     def _take_back(self, student: Student) -> None:
         """Lightning moves a module to the CPU when its fit is over."""

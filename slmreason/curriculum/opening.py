@@ -11,7 +11,6 @@ from slmreason.curriculum.state import RunState
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.identity import check_pool, pool_text
 from slmreason.data.ledger import Ledger
-from slmreason.data.sources import most_common
 from slmreason.records import Place, Problem, Reject
 from slmreason.run.files import write_records, write_text
 from slmreason.run.folder import RunFolder
@@ -46,8 +45,7 @@ def open_run(
     if not len(data.ledger):
         data.ledger.take(data.given_evidence, Place(0, "stratify"))
     write_records(files.rejects, [*data.rejects, *data.unmatched, *rejects])
-    said = f": {most_common(data.rejects)}" if data.rejects else ""
-    log.info("pool: %d problems from %s, %d rejected%s", len(data.problems), data.pool_name, len(data.rejects), said)
+    log.info(data.describe_pool())
     return state, checkpoint
 
 

@@ -24,6 +24,7 @@ from slmreason.data.identity import refuse_no_match
 from slmreason.data.ledger import Ledger
 from slmreason.data.mixture import Entry, entries_of, held_out, read_pool
 from slmreason.data.reading import Loaded
+from slmreason.data.sources import most_common
 from slmreason.data.strata import Bands, Routing, Strata, routed, stratify
 from slmreason.records import Band, Evidence, Place, Problem, Reject
 from slmreason.rollout.engine import PromptLimit
@@ -175,6 +176,11 @@ class ReasoningDataModule(L.LightningDataModule):
     def pool_name(self) -> str:
         """Where the pool comes from, for a line on the screen."""
         return ", ".join(entry.path for entry in self.entries)
+
+    def describe_pool(self) -> str:
+        """How many problems there are and from where, how many rows were rejected, and why most of them."""
+        said = f"pool: {len(self.problems)} problems from {self.pool_name}, {len(self.rejects)} rejected"
+        return f"{said}: {most_common(self.rejects)}" if self.rejects else said
 
     def _kept(
         self,

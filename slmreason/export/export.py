@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from huggingface_hub import try_to_load_from_cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -100,10 +101,51 @@ def model_card(name: str, config: dict[str, Any], summary: Sequence[dict[str, An
         autoescape=True,
     )  # fmt: skip
     environment.filters["code"] = code_span
+    model, system = config["student"]["model"], config["student"]["system_prompt"]
+    question = "Ann has 3 apples and buys 4 more. How many apples has she?"
+    instruction = config["student"]["instruction"]
+    messages = [{"role": "user", "content": f"{question}\n{instruction}" if instruction else question}]
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
     return environment.get_template("model_card.md.jinja").render(
-        **config, name=name, form=form, stages=stages, version=version("slmreason"),
+        **config,
+        base=hub_name(model),
+        license=licence(model),
+        messages=messages,
+        name=name,
+        form=form,
+        stages=stages,
+        version=version("slmreason"),
         headings=[f"{score.benchmark} (n={score.problems})" for score in with_scores],
-    )  # fmt: skip
+    )
+
+
+def hub_name(model: str) -> str | None:
+    """What the hub calls a model, as far as can be told: a folder may say it in its config."""
+    folder = Path(model)
+    if folder.is_dir():
+        config = folder / "config.json"
+        said = json.loads(config.read_text(encoding="utf-8")).get("_name_or_path", "") if config.is_file() else ""
+        return said if _HUB_NAME.fullmatch(said) and not Path(said).exists() else None
+    return model if _HUB_NAME.fullmatch(model) else None
+
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def licence(model: str) -> str | None:
+    """The licence that a model's own card names; None where there is no card at hand, or it names none."""
+    if model.startswith("embedded:"):
+        return "apache-2.0"
+    card: Any = Path(model) / "README.md"
+    if not Path(model).is_dir():
+        card = try_to_load_from_cache(model, "README.md")
+    if not isinstance(card, str | Path) or not Path(card).is_file():
+        return None
+    head = re.match(r"---\n(.*?)\n---\n", Path(card).read_text(encoding="utf-8"), re.DOTALL)
+    fields = yaml.safe_load(head[1]) if head else None
+    named = fields.get("license") if isinstance(fields, dict) else None
+    return named if isinstance(named, str) and re.fullmatch(r"[\w.-]+", named) else None
 
 
 def code_span(text: str) -> Markup:

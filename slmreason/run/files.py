@@ -59,7 +59,9 @@ def write_file(path: Path, fill: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with _naming(path):
         try:
+            mode = _mode_of_new(temporary)
             fill(temporary)
+            temporary.chmod(mode)
             replace_synced(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -88,8 +90,12 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     with _naming(folder):
         try:
             temporary.mkdir(parents=True)
+            mode = _mode_of_new(temporary / "file")
+            (temporary / "file").unlink()
             fill(temporary)
             for path in temporary.rglob("*"):
+                if path.is_file():
+                    path.chmod(mode)
                 _sync(path)
             _sync(temporary)
         except BaseException:
@@ -100,6 +106,13 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     os.replace(temporary, folder)
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _mode_of_new(path: Path) -> int:
+    """Makes an empty file, and gives the mode that the umask lets it have: safetensors makes files of its own mode."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    return path.stat().st_mode
 
 
 def _sync(path: Path) -> None:

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
@@ -123,6 +124,15 @@ def test_wandb_has_a_run_for_each_stage_in_one_group(run: Run) -> None:
         kept = list(wandb_records(file))
         assert {record.run.run_group for record in kept if record.HasField("run")} == {"run"}
         assert any(record.HasField("exit") for record in kept)  # each is ended, the last one too
+
+
+def test_wandb_and_tensorboard_have_the_config_of_the_run(run: Run) -> None:
+    saved = yaml.safe_load((run.folder / "run/config.yaml").read_text())
+    [folder] = (run.folder / "logs/tensorboard/lightning_logs/run/round-01/sft").iterdir()
+    assert yaml.safe_load((folder / "hparams.yaml").read_text())["grpo"] == saved["grpo"]
+    records = wandb_records(wandb_runs(run)["run/round-01/sft"])
+    told = {item.key: item.value_json for record in records for item in record.config.update}
+    assert json.loads(told["sft"]) == saved["sft"]
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,15 @@ def test_stratify_probes_the_student(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     assert len(out.read_text().splitlines()) == 12
     assert "mean rho" in capsys.readouterr().out
+
+
+def test_what_is_rejected_is_said_and_kept_beside_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool, out = tmp_path / "pool.jsonl", tmp_path / "bands.jsonl"
+    rows = [{"question": "What is 1 + 1?", "answer": "2"}, {"question": "", "answer": "3"}]
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = ["--config=quickstart", f"--data.train={pool}", "--curriculum.probe.attempts=1", "--benchmarks=[]",
+            "--grpo.max_completion_tokens=8", "--trainer.enable_progress_bar=false", f"--out={out}"]  # fmt: skip
+    assert main(["stratify", *args]) == 0
+    assert "pool.jsonl, 1 rejected: column 'q" in capsys.readouterr().out
+    [reject] = [json.loads(line) for line in (tmp_path / "bands.jsonl.rejects.jsonl").read_text().splitlines()]
+    assert "line 2" in reject["where"]

@@ -20,3 +20,8 @@ def test_test_gives_pass_at_k_and_maj_at_k(tmp_path: Path, capsys: pytest.Captur
     assert len(answers) == 10 * 4
     first = json.loads((tmp_path / "test.jsonl").read_text().splitlines()[0])
     assert sum(answer["correct"] for answer in answers) / 40 == pytest.approx(first["value"])
+
+
+def test_without_a_benchmark_there_is_nothing_to_test(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "--config=quickstart", "--benchmarks=[]"]) == 2
+    assert "benchmarks is empty" in capsys.readouterr().err

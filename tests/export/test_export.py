@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from slmreason.cli import main
 from slmreason.curriculum.resume import load_run
 from slmreason.embedded.families import make_problems
-from slmreason.student import Lora, Student
+from slmreason.export.export import hub_name, licence
+from slmreason.student import EMBEDDED, Lora, Student
 from tests.runs import LORA, SMALL
 
 SHORT = ["--curriculum.stages=[sft]", "--sft.epochs=1", "--trainer.devices=1", "--student.instruction=Box it."]
@@ -98,6 +100,34 @@ def test_card_has_the_training_table_and_the_folder_its_end_of_turn(lora_run: Pa
     student = Student("embedded:qwen2")
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation["eos_token_id"] == sorted(student.eos_ids)
+
+
+def test_the_cards_snippet_runs_as_it_stands(
+    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for form in ("merged", "adapter"):
+        assert main(["export", str(lora_run), form, f"--form={form}"]) == 0
+        [snippet] = re.findall(r"```python\n(.*?)```", (tmp_path / form / "README.md").read_text(), re.DOTALL)
+        if form == "adapter":  # an embedded student has no name that the hub knows
+            snippet = snippet.replace('"embedded:qwen2"', repr(str(EMBEDDED / "qwen2")))
+        capsys.readouterr()
+        exec(snippet, {})  # noqa: S102 - ours
+        assert capsys.readouterr().out.strip()
+
+
+def test_the_card_names_the_base_as_the_hub_does_and_its_licence(tmp_path: Path) -> None:
+    assert hub_name("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert (hub_name("embedded:qwen2"), licence("embedded:qwen2")) == (None, "apache-2.0")
+    folder = tmp_path / "local"
+    folder.mkdir()
+    assert (hub_name(str(folder)), licence(str(folder))) == (None, None)
+    (folder / "config.json").write_text('{"_name_or_path": "someone/model"}')
+    (folder / "README.md").write_text("---\nlicense: llama3.2\n---\n# Model\n")
+    assert (hub_name(str(folder)), licence(str(folder))) == ("someone/model", "llama3.2")
+    (folder / "config.json").write_text('{"_name_or_path": "/home/me/model"}')
+    (folder / "README.md").write_text("---\nlicense: [<script>]\n---\n")
+    assert (hub_name(str(folder)), licence(str(folder))) == (None, None)
 
 
 def test_mistakes_are_named(lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
