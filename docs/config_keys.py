@@ -136,7 +136,8 @@ def classes(base: type) -> list[type]:
     found = [cls for child in below for cls in (child, *classes(child))]
     usable = [cls for cls in found if not inspect.isabstract(cls) and cls.__module__.startswith("slmreason.")]
     return sorted(
-        (cls for cls in usable if cls not in (FirstProcessTeacher, RewardBySource, RewardTerms)), key=lambda cls: cls.__name__
+        (cls for cls in usable if cls not in (FirstProcessTeacher, RewardBySource, RewardTerms)),
+        key=lambda cls: cls.__name__,
     )
 
 

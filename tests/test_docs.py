@@ -356,6 +356,19 @@ def test_the_reward_of_the_docs_decides_what_is_right(example: Path) -> None:
     assert all(sample["correct"] == (sample["reward"] > 0) for sample in samples)
 
 
+def test_the_reward_functions_of_the_docs_are_terms_of_the_reward(example: Path) -> None:
+    run_documented("shaping.yaml", *TINY, FEW)
+    samples = rows("runs/shaping/round-01/grpo/samples.jsonl")
+    for sample in samples:
+        weighted = [(sample[f"reward/{name}"], weight) for name, weight in
+                    {"AnswerReward": 1.0, "brevity": 0.01, "think_format": 0.2, "number": 0.1}.items()]  # fmt: skip
+        assert sample["reward"] == pytest.approx(sum(score * weight for score, weight in weighted if score is not None))
+        assert sample["correct"] == (sample["reward/AnswerReward"] == 1.0)
+        assert (sample["extra/last_number"] is None) == (sample["reward/number"] is None)
+    assert samples
+    assert max(read_column("runs/shaping", "grpo/reward/brevity_step")) < 0
+
+
 def test_the_teacher_of_the_docs_is_checked_like_any_other(example: Path) -> None:
     run_documented("worksheet.yaml", *TINY)
     made = {row["problem"]["id"]: row["candidates"] for row in rows("runs/worksheet/round-01/sft/bridge.jsonl")}

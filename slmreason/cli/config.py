@@ -135,8 +135,8 @@ def build_parser(command: str, description: str) -> Parser:
     parser.add_subclass_arguments(RolloutEngine, "rollout", default={"class_path": "slmreason.rollout.HFEngine"})
     parser.add_argument(
         "--reward", type=RewardFn | list[str | dict[str, Any]], default={"class_path": "slmreason.verify.AnswerReward"},
-        help="What a completion earns: a class with its arguments, or a list of terms: {fn, weight, name, messages} and "
-        "one class.",
+        help="What a completion earns: a class with its arguments, or a list of terms: {fn, weight, name, messages} "
+        "and one class.",
     )  # fmt: skip
     parser.add_argument(
         "--normalize_rewards", type=bool, default=False,

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from slmreason.cli.errors import ConfigError, tidy
-from slmreason.verify.functions import load_function
+from slmreason.verify.loading import load_function
 from slmreason.verify.rewards import AnswerReward, RewardFn
 from slmreason.verify.terms import RewardTerms, WeightedFunction
 
@@ -71,8 +71,8 @@ def _term(given: str | Mapping[str, Any]) -> _Verifier | WeightedFunction:
     shapes = " and ".join("{" + ", ".join(keys) + "}" for keys in KEYS.values())
     if kind not in entry:  # a flag that the class refuses ends up here
         keys = ", ".join(sorted(map(str, entry)))
-        raise ConfigError(f"reward: {keys} is no argument of its class, or has a value that it does not take; a term of a "
-                          f"list is the name of a class, and else there are {shapes}")  # fmt: skip
+        raise ConfigError(f"reward: {keys} is no argument of its class, or has a value that it does not take; a term "
+                          f"of a list is the name of a class, and else there are {shapes}")  # fmt: skip
     if unknown := sorted(set(entry) - set(KEYS[kind])):
         raise ConfigError(f"reward: the term {entry[kind]} does not accept {', '.join(unknown)}; there are {shapes}")
     for key, value in entry.items():
@@ -98,4 +98,3 @@ def _made(entry: Mapping[str, Any]) -> RewardFn:
         raise ConfigError(f"reward: {' '.join((said[1] if said else str(error)).split())}") from error
     assert isinstance(made, RewardFn)
     return made
-

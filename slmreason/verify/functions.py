@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import dis
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import math
 import os
 import reprlib
-import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
@@ -25,8 +21,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from numbers import Real
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from slmreason.records import Problem
@@ -198,52 +192,7 @@ def call_all(functions: Sequence[RewardFunction], answers: Sequence[Answer], ste
             if isinstance(result, BaseException):
                 raise result
             returned[at] = result
-    return [
-        function.check(each, box, answers) for function, each, box in zip(functions, returned, given, strict=True)
-    ]
-
-
-def load_function(place: str, name: str | None = None, messages: bool = False) -> RewardFunction:
-    """The function at `module.function` or `path/to/file.py:function`.
-
-    Args:
-        name: under which it is logged; its own where this is None.
-
-    Raises:
-        RewardError: there is none, or its file cannot be run.
-    """
-    file, colon, attribute = place.rpartition(":")
-    if not colon:
-        file, _, attribute = place.rpartition(".")
-    if not file or not attribute.isidentifier():
-        raise RewardError(f"reward: fn: {place!r} is no function: module.function or path/to/file.py:function")
-    try:
-        module = _run_file(str(Path(file).resolve())) if colon else importlib.import_module(file)
-        found = getattr(module, attribute)
-    except Exception as error:  # the user's own code
-        raise RewardError(f"reward: fn: {place}: {type(error).__name__}: {error}") from error
-    if not callable(found) or isinstance(found, type):
-        raise RewardError(f"reward: fn: {place} is {kind_of(found)} and no function; a class that grades stands under "
-                          "class_path")  # fmt: skip
-    return RewardFunction(found, name or attribute, place, messages)
-
-
-def _run_file(path: str) -> ModuleType:
-    """The module in a file, which is run once however many functions of it are named."""
-    name = f"reward_functions_{hashlib.sha256(path.encode()).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError("not a file with Python code")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    return [function.check(each, box, answers) for function, each, box in zip(functions, returned, given, strict=True)]
 
 
 # -- what a function asks for ------------------------------------------------------------------------------------------
@@ -280,7 +229,7 @@ def _columns(problem: Problem) -> dict[str, Any]:
 
 
 def _awaited(waiting: Sequence[Awaitable[Any]]) -> list[Any]:
-    """What each gives or raises. They run in a loop of our own thread: a notebook's, which runs already, is not asked."""
+    """What each gives or raises. They run in a loop of our own thread: a notebook's runs already."""
 
     async def gathered() -> list[Any]:
         return await asyncio.gather(*waiting, return_exceptions=True)

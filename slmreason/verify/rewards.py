@@ -87,7 +87,7 @@ class RewardFn(ABC):
         """Whether problems have to keep a column of their rows for it."""
         return False
 
-    def at_step(self, step: Step) -> None:
+    def at_step(self, step: Step) -> None:  # noqa: B027 - most do not ask
         """Is told where the fit stands before completions are graded."""
 
     def with_terms(self, answers: Sequence[Answer], verdicts: Sequence[Verdict], group_size: int) -> list[Verdict]:
@@ -99,7 +99,7 @@ class RewardFn(ABC):
         """
         return list(verdicts)
 
-    def try_terms(self, problems: Iterable[Problem]) -> None:
+    def try_terms(self, problems: Iterable[Problem]) -> None:  # noqa: B027 - most have nothing else
         """Tries what is there besides the verifier."""
 
 

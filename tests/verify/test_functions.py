@@ -20,7 +20,8 @@ from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
-from slmreason.verify.functions import RewardFunction, load_function
+from slmreason.verify.functions import RewardFunction
+from slmreason.verify.loading import load_function
 from slmreason.verify.rewards import Answer, AnswerReward, RewardFn, Step, Verdict
 from slmreason.verify.terms import RewardTerms, WeightedFunction, totals
 from slmreason.verify.verdicts import RewardError, try_rewards
@@ -111,7 +112,7 @@ def trls_rewards(functions: list[Any], weights: list[float], given: list[Answer]
     stand_in = SimpleNamespace(
         accelerator=SimpleNamespace(device="cpu", gather=lambda value: value), state=None, environments=None,
         reward_funcs=functions, reward_processing_classes=[None] * len(functions), async_loop=loop,
-        reward_func_names=[each.__name__ for each in functions], _log_completion_extra=None, _log_metric=None, args=None,
+        reward_func_names=[each.__name__ for each in functions], _log_completion_extra=None, _log_metric=None,
     )  # fmt: skip
     rows = [{"task": each.problem.columns["task"], "ground_truth": each.problem.answer} for each in given]  # type: ignore[index]
     calculate = trainer_of._calculate_rewards
@@ -229,7 +230,9 @@ def test_a_function_that_reads_its_kwargs_gets_every_column() -> None:
 
 
 def test_messages_hold_the_earlier_turns() -> None:
-    problem = Problem("p", "And 3?", "3", turns=(Turn("system", "Be brief."), Turn("user", "2?"), Turn("assistant", "2")))
+    problem = Problem(
+        "p", "And 3?", "3", turns=(Turn("system", "Be brief."), Turn("user", "2?"), Turn("assistant", "2"))
+    )
 
     def asked(prompts: Any, completions: Any) -> list[float]:
         assert [turn["role"] for turn in prompts[0]] == ["system", "user", "assistant", "user"]
@@ -289,7 +292,9 @@ def test_a_function_that_fails_is_named_with_the_problem_and_the_line() -> None:
         raise KeyError("gold")
 
     for each in (fails, fails_later):
-        with pytest.raises(RewardError, match=rf"tests\.{each.__name__}: .* of p1 failed with KeyError: 'gold' \(.*test_f"):
+        with pytest.raises(
+            RewardError, match=rf"tests\.{each.__name__}: .* of p1 failed with KeyError: 'gold' \(.*test_f"
+        ):
             settled(terms(judged, each), answers("a", "b"))
 
 
