@@ -100,7 +100,7 @@ class GRPOModule(StudentModule):
         if self._engine_is_behind:  # not after the update: what the last one leaves on the GPU nobody would sample from
             self.engine.sync(self.student)
             self._engine_is_behind = False
-        self.reward.at_step(step_of(self.trainer))
+        self.reward.at_step(step_of(self.trainer, self.settings.updates_per_batch))
         groups = collect(
             self.student,
             self.engine,
@@ -236,10 +236,10 @@ def term_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
     return {name: sum(scores) / len(scores) for name, scores in found.items()}
 
 
-def step_of(trainer: L.Trainer) -> Step:
+def step_of(trainer: L.Trainer, updates_per_batch: int) -> Step:
     """Where a fit stands, as reward functions are told."""
     epochs, batches = trainer.max_epochs or 0, trainer.num_training_batches
-    planned = int(epochs * batches) if epochs > 0 else 0
+    planned = int(epochs * batches * updates_per_batch) if epochs > 0 else 0
     limits = [limit for limit in (planned, trainer.max_steps) if limit > 0]
     return Step(trainer.global_step, min(limits, default=0), float(trainer.current_epoch), max(epochs, 0))
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
 
 from slmreason.cli import main
 from slmreason.cli.config import build_parser, instantiate, parse
 from slmreason.cli.errors import ConfigError
 from slmreason.cli.python import as_arguments
 from slmreason.cli.rewards import reward_from
+from slmreason.curriculum.trainer_flags import refuse_callbacks
 from slmreason.run.folder import RunFolder
 from slmreason.verify.rewards import AnswerReward
 from slmreason.verify.terms import RewardTerms
@@ -45,7 +47,8 @@ REWARD = [
 SMALL = ["--config=quickstart", "--config=rewards.yaml", "--data.train=rows.jsonl", "--curriculum.probe.attempts=4",
          "--curriculum.rounds=1", "--curriculum.stages=[grpo]", "--grpo.prompts_per_step=4", "--grpo.group_size=4",
          "--curriculum.evaluate=ends", "--curriculum.checkpoint.every_n_steps=1", "--trainer.accelerator=cpu",
-         "--benchmarks=[embedded:chain/test?count=4]", "--trainer.enable_progress_bar=false", "--data.routing=all"]  # fmt: skip
+         "--benchmarks=[embedded:chain/test?count=4]", "--trainer.enable_progress_bar=false",
+         "--data.routing=all"]  # fmt: skip
 
 
 @pytest.fixture
@@ -168,3 +171,9 @@ def test_a_list_that_is_no_reward_is_refused(name: str, folder: Path) -> None:
 def test_one_class_cannot_be_normalised() -> None:
     with pytest.raises(ConfigError, match="normalize_rewards: reward is a single class"):
         reward_from(AnswerReward(), normalize=True)
+
+
+def test_a_callback_may_watch_a_term() -> None:
+    refuse_callbacks([EarlyStopping("grpo/reward/brevity")], ["grpo"], has_logger=True)
+    with pytest.raises(ValueError, match="watches sft/reward/brevity, which no stage logs"):
+        refuse_callbacks([EarlyStopping("sft/reward/brevity")], ["sft"], has_logger=True)
