@@ -60,6 +60,8 @@ class SampleCompletions(Callback):
                 "reward": rollout.reward,
                 "correct": rollout.correct,
                 "truncated": rollout.truncated,
+                **{f"reward/{name}": score for name, score in rollout.scores.items()},
+                **{f"extra/{name}": value for name, value in rollout.extra.items()},
             }
             for group, rollout in picked
         ]

@@ -29,6 +29,7 @@ from slmreason.supervision.bridge import BridgeSettings
 from slmreason.supervision.critique import CritiqueSettings
 from slmreason.teacher.base import FirstProcessTeacher
 from slmreason.verify.by_source import RewardBySource
+from slmreason.verify.terms import RewardTerms
 
 MARK = "<!-- every config key -->"
 """Where the table goes on the page."""
@@ -54,7 +55,7 @@ WITHIN = {"student.lora": Lora, "data.columns": Columns}
 """Sections that may be null, so that the parser does not list their keys."""
 CLASS_MEANINGS = {
     "rollout": "The rollout engine: a class with its arguments, listed below.",
-    "reward": "The reward: a class with its arguments, listed below.",
+    "reward": "The reward: a class with its arguments, listed below, or a list of terms: see [Extend it](extend.md).",
 }
 CALLBACKS: tuple[type, ...] = (SampleCompletions, TrainingHealth)
 """Of slmreason's callbacks those that a user configures; the others are put in by the run itself."""
@@ -135,7 +136,8 @@ def classes(base: type) -> list[type]:
     found = [cls for child in below for cls in (child, *classes(child))]
     usable = [cls for cls in found if not inspect.isabstract(cls) and cls.__module__.startswith("slmreason.")]
     return sorted(
-        (cls for cls in usable if cls not in (FirstProcessTeacher, RewardBySource)), key=lambda cls: cls.__name__
+        (cls for cls in usable if cls not in (FirstProcessTeacher, RewardBySource, RewardTerms)),
+        key=lambda cls: cls.__name__,
     )
 
 

@@ -35,7 +35,7 @@ def to_json(record: Any) -> dict[str, Any]:
     return fields
 
 
-_LEFT_OUT_WHERE_EMPTY = {"turns"}
+_LEFT_OUT_WHERE_EMPTY = {"turns", "columns", "scores", "extra"}
 """Fields that most records do not need: their files stay as short as they can be."""
 
 
@@ -165,6 +165,8 @@ class Problem:
     """By what share of the gold number an answer may differ, as Minerva's 0.01."""
     turns: tuple[Turn, ...] = ()
     """What stands in the prompt before the question: a system turn, and earlier turns of a conversation."""
+    columns: dict[str, Any] | None = field(default=None, compare=False)
+    """Columns of its row that a reward function asks for, as they stand there; None where none does."""
 
     @property
     def key(self) -> str:
@@ -176,8 +178,13 @@ class Problem:
         """The question with what was said before it in one text, for a reader who is not asked in turns."""
         if not self.turns:
             return self.question
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The question behind what was said before it, as messages of a chat."""
         said = [*self.turns, Turn("user", self.question)]
-        return "\n\n".join(f"{turn.role}: {turn.text}" for turn in said)
+        return [{"role": turn.role, "content": turn.text} for turn in said]
 
 
 def problem_key(question: str, answer: str, turns: Sequence[Turn] = ()) -> str:
@@ -205,6 +212,10 @@ class Rollout:
     truncated: bool
     """True when the token limit cut the completion before an end-of-sequence token."""
     policy_version: int
+    scores: dict[str, float | None] = field(default_factory=dict, hash=False)
+    """What each term of the reward gave, by name, where it has several; None where a term does not apply."""
+    extra: dict[str, Any] = field(default_factory=dict, hash=False)
+    """What reward functions noted of it."""
 
 
 @dataclass(frozen=True)

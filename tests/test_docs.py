@@ -35,6 +35,7 @@ from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Lora, Student
 from slmreason.teacher.base import FirstProcessTeacher
 from slmreason.verify.by_source import RewardBySource
+from slmreason.verify.terms import RewardTerms
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -111,7 +112,7 @@ def test_every_config_key_stands_on_the_page_with_a_meaning(site: Path) -> None:
     expected |= CLASS_KEYS.keys()
     for section, base in CLASS_KEYS.items():
         for cls in below(base):
-            if cls not in (FirstProcessTeacher, RewardBySource):
+            if cls not in (FirstProcessTeacher, RewardBySource, RewardTerms):
                 expected |= set(Parser().add_class_arguments(cls, section))
     assert {"teacher.base_url", "rollout.gpu_memory_utilization", "teacher.log_dir", "reward.timeout_s"} <= expected
     assert len(expected) > 150
@@ -353,6 +354,19 @@ def test_the_reward_of_the_docs_decides_what_is_right(example: Path) -> None:
     samples = rows("runs/near/round-01/grpo/samples.jsonl")
     assert {sample["reward"] for sample in samples} <= {0.0, 0.5, 1.0}
     assert all(sample["correct"] == (sample["reward"] > 0) for sample in samples)
+
+
+def test_the_reward_functions_of_the_docs_are_terms_of_the_reward(example: Path) -> None:
+    run_documented("shaping.yaml", *TINY, FEW)
+    samples = rows("runs/shaping/round-01/grpo/samples.jsonl")
+    for sample in samples:
+        weighted = [(sample[f"reward/{name}"], weight) for name, weight in
+                    {"AnswerReward": 1.0, "brevity": 0.01, "think_format": 0.2, "number": 0.1}.items()]  # fmt: skip
+        assert sample["reward"] == pytest.approx(sum(score * weight for score, weight in weighted if score is not None))
+        assert sample["correct"] == (sample["reward/AnswerReward"] == 1.0)
+        assert (sample["extra/last_number"] is None) == (sample["reward/number"] is None)
+    assert samples
+    assert max(read_column("runs/shaping", "grpo/reward/brevity_step")) < 0
 
 
 def test_the_teacher_of_the_docs_is_checked_like_any_other(example: Path) -> None:

@@ -113,8 +113,10 @@ class _Bridging:
         """The traces of what is not mastered: medium problems first."""
         made, strata = self.made, self.strata
         made.data.band_of = strata.band_of
-        bridge = Bridge(made.student, made.rollout, self.teacher, made.reward, made.bridge, made.data.token_budget)
-        critic = Critic(self.teacher, made.student, made.reward, made.critique)
+        bridge = Bridge(
+            made.student, made.rollout, self.teacher, made.reward.verifier, made.bridge, made.data.token_budget
+        )
+        critic = Critic(self.teacher, made.student, made.reward.verifier, made.critique)
         grpo = GRPOSettings(**vars(self.config.grpo))
         maker = TraceMaker(work_of(made, file), made.data, grpo, bridge, critic, given_traces={})
         medium = maker.traces(HERE, strata.medium, bridged="medium" in made.bridge.bands)

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from slmreason.cli.command import Command
 from slmreason.cli.errors import ConfigError, explain, tidy
 from slmreason.cli.recipes import find_recipe
+from slmreason.cli.rewards import reward_from
 from slmreason.curriculum import CurriculumSettings
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.mixture import Entry, entries_of, reward_of
@@ -38,6 +39,7 @@ from slmreason.teacher.procedural import ProceduralTeacher  # noqa: F401
 from slmreason.teacher.vllm import VLLMTeacher  # noqa: F401
 from slmreason.verify.by_source import RewardBySource
 from slmreason.verify.rewards import RewardFn
+from slmreason.verify.terms import RewardTerms
 
 EMBEDDED_BENCHMARKS = [
     f"embedded:{family}/test?count=100" for family in ("chain", "one_step", "distractor", "expression", "logic")
@@ -89,7 +91,7 @@ def _subclasses(base: type) -> list[str]:
     """Names of the classes that a user can choose: all below `base` that can be made from options alone."""
     found: list[type] = base.__subclasses__()
     below = [name for cls in found for name in _subclasses(cls)]
-    inner = (FirstProcessTeacher, RewardBySource)
+    inner = (FirstProcessTeacher, RewardBySource, RewardTerms)
     own = [cls.__name__ for cls in found if not inspect.isabstract(cls) and cls not in inner]
     return sorted({*own, *below})
 
@@ -130,7 +132,16 @@ def build_parser(command: str, description: str) -> Parser:
     parser.add_class_arguments(BridgeSettings, "bridge")
     parser.add_class_arguments(CritiqueSettings, "critique")
     parser.add_subclass_arguments(RolloutEngine, "rollout", default={"class_path": "slmreason.rollout.HFEngine"})
-    parser.add_subclass_arguments(RewardFn, "reward", default={"class_path": "slmreason.verify.AnswerReward"})
+    parser.add_argument(
+        "--reward", type=RewardFn | list[str | dict[str, Any]], default={"class_path": "slmreason.verify.AnswerReward"},
+        help="What a completion earns: a class with its arguments, or a list of terms: {fn, weight, name, messages} "
+        "and one class.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--normalize_rewards", type=bool, default=False,
+        help="Bring each term of a list of rewards to mean 0 and standard deviation 1 within a group before it is "
+        "weighted, as TRL's normalize_then_sum.",
+    )  # fmt: skip
     parser.add_argument(
         "--teacher", type=Teacher | None, default=None, help="Who gives traces, rewrites and critiques."
     )
@@ -271,7 +282,9 @@ def instantiate(parser: Parser, config: Namespace, sections: Sequence[str] | Non
         made = parser.instantiate_classes(kept)
         if "reward" in made:
             benchmarks = entries_of(made.benchmarks, "benchmarks") if made.benchmarks else ()
-            made.reward = reward_of(made.reward, [*made.data.entries, *benchmarks])
+            reward = reward_from(made.reward, made.normalize_rewards)
+            made.reward = reward_of(reward, [*made.data.entries, *benchmarks])
+            made.data.wants_column = made.reward.wants_column
         return made
     except (ValueError, TypeError) as error:
         raise ConfigError(tidy(str(error))) from error

@@ -59,8 +59,8 @@ def prepare(request: Request) -> Job:
 
     def job() -> None:
         place(made.student, made.rollout, processes)
-        bridge = Bridge(made.student, made.rollout, teacher, made.reward, made.bridge)
-        critic = Critic(teacher, made.student, made.reward, made.critique)
+        bridge = Bridge(made.student, made.rollout, teacher, made.reward.verifier, made.bridge)
+        critic = Critic(teacher, made.student, made.reward.verifier, made.critique)
         grpo = GRPOSettings(**vars(config.grpo))
         maker = TraceMaker(work_of(made, file), made.data, grpo, bridge, critic, given_traces={})
         show(critique_table(maker.critiques(list(groups.values()))))

@@ -149,7 +149,7 @@ def work_of(made: Namespace, notes: Notes) -> Work:
 def prober_of(made: Namespace, config: Namespace, notes: Notes) -> Prober:
     """What measures; the evidence comes into the ledger of the pool."""
     settings, grpo = made.curriculum.probe, GRPOSettings(**vars(config.grpo))
-    return Prober(work_of(made, notes), made.data, grpo, made.reward, settings, max_tokens=None)
+    return Prober(work_of(made, notes), made.data, grpo, made.reward.verifier, settings, max_tokens=None)
 
 
 def show(table: Table) -> None:

@@ -93,7 +93,7 @@ class Fit:
             data=made.data,
             **modules,  # type: ignore[arg-type]
             engine=made.rollout,
-            reward=made.reward,
+            reward=made.reward.verifier,
             teacher=made.teacher,
             bridge=made.bridge,
             critique=made.critique,

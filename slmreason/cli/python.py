@@ -45,7 +45,8 @@ class Sections(TypedDict, total=False):
     bridge: Section
     critique: Section
     rollout: ClassSection
-    reward: ClassSection
+    reward: ClassSection | Sequence[str | Section]
+    normalize_rewards: bool
     teacher: ClassSection
     benchmarks: Sequence[str]
     evaluation: Section

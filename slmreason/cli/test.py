@@ -33,7 +33,7 @@ def prepare(request: Request) -> Job:
     made = instantiate(request.parser, config)
     settings, model = made.evaluation, config.student.model
     benchmarks = load_benchmarks(made.benchmarks, settings, made.student, made.rollout)
-    try_rewards(made.reward, (benchmark.problems[0] for benchmark in benchmarks))
+    try_rewards(made.reward.verifier, (benchmark.problems[0] for benchmark in benchmarks))
     processes = Processes(fresh_trainer_config(config), made.backend)
 
     def job() -> None:
@@ -42,7 +42,7 @@ def prepare(request: Request) -> Job:
         completions = sum(len(benchmark.problems) for benchmark in benchmarks) * settings.samples
         answers = out.with_name(f"{out.stem}.answers.jsonl")
         with watching("benchmarks", completions, settings.max_new_tokens, console) as watch:
-            scores = evaluate(made.student, made.rollout, made.reward, benchmarks, settings, watch, answers)
+            scores = evaluate(made.student, made.rollout, made.reward.verifier, benchmarks, settings, watch, answers)
         problems = {benchmark.name: len(benchmark.problems) for benchmark in benchmarks}
         print_tables(console, samples_table(model, settings.samples, problems, scores))
         save_scores(out, model, scores)

@@ -143,7 +143,7 @@ def _check_watched(name: str, callback: Callback, watched: str, stages: Sequence
     stage, _, metric = watched.partition("/")
     if stage in METRICS and stage not in stages:
         raise ValueError(f"{name} watches {watched}, and there is no {stage} in curriculum.stages")
-    known = stage in METRICS and metric in METRICS[stage]
+    known = stage in METRICS and (metric in METRICS[stage] or (stage == "grpo" and metric.startswith("reward/")))
     if not known and not others_log:
         names = [f"{s}/{m}" for s in (*([stage] if stage in METRICS else stages),) for m in METRICS[s]]
         raise ValueError(f"{name} watches {watched}, which no stage logs; there are {', '.join(names)}")

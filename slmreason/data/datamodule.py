@@ -129,6 +129,8 @@ class ReasoningDataModule(L.LightningDataModule):
         self.bands, self.review_share, self.routing = bands, review_share, routing
         self.num_workers, self.seed = num_workers, seed
         self.problems: tuple[Problem, ...] = ()
+        self.wants_column: Callable[[str], bool] | None = None
+        """Which columns of their rows the problems keep for a reward function."""
         self.rejects: tuple[Reject, ...] = ()
         self.given_evidence: list[Evidence] = []
         self.unmatched: tuple[Reject, ...] = ()
@@ -161,7 +163,8 @@ class ReasoningDataModule(L.LightningDataModule):
         Raises:
             ValueError: a source is unreadable, or every problem of it was rejected.
         """
-        pool = read_pool(self.entries, lambda loaded: self._kept(loaded, prompt_length, benchmarks, longest), self.seed)
+        keep = lambda loaded: self._kept(loaded, prompt_length, benchmarks, longest)  # noqa: E731
+        pool = read_pool(self.entries, keep, self.seed, self.wants_column)
         self.problems, self.holdout = held_out(pool.problems, self.holdout_share)
         self.rejects = pool.rejects
         if self.holdout:

@@ -15,6 +15,7 @@ from slmreason.verify.by_source import RewardBySource
 from slmreason.verify.gym import PREFIX
 from slmreason.verify.gym_reward import GymReward
 from slmreason.verify.rewards import RewardFn
+from slmreason.verify.terms import RewardTerms
 
 log = logging.getLogger(__name__)
 KEYS = "path, columns, weight, reward, limit and split"
@@ -45,9 +46,9 @@ class Entry:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"{self.path}: limit must be at least 1, got {self.limit}")
 
-    def read(self) -> Loaded:
-        """What the data set gives."""
-        return load_problems(self.path, self.columns, self.split, self.limit)
+    def read(self, wants: Callable[[str], bool] | None = None) -> Loaded:
+        """What the data set gives; `wants` tells the columns that its problems keep."""
+        return load_problems(self.path, self.columns, self.split, self.limit, wants)
 
 
 def entries_of(
@@ -84,17 +85,23 @@ def entries_of(
     )
 
 
-def read_pool(entries: Sequence[Entry], keep: Callable[[Loaded], Loaded], seed: int) -> Loaded:
+def read_pool(
+    entries: Sequence[Entry],
+    keep: Callable[[Loaded], Loaded],
+    seed: int,
+    wants: Callable[[str], bool] | None = None,
+) -> Loaded:
     """The problems of all data sets, drawn by weight where there are weights.
 
     Args:
         keep: rejects the problems of a data set that are not to be trained on, before any is drawn.
         seed: of the draw.
+        wants: which columns of their rows the problems keep for a reward function; None keeps none.
 
     Raises:
         ValueError: a data set cannot be read, or every problem of it is rejected.
     """
-    parts = [_usable(entry, keep(entry.read())) for entry in entries]
+    parts = [_usable(entry, keep(entry.read(wants))) for entry in entries]
     if len(parts) == 1:
         return parts[0]
     parts = _told_apart(parts)
@@ -191,11 +198,15 @@ def held_out(problems: Sequence[Problem], share: float) -> tuple[tuple[Problem, 
 def reward_of(reward: RewardFn, entries: Sequence[Entry]) -> RewardFn:
     """Who grades answers to all these data sets: `reward`, but for those that have one of their own.
 
+    The functions of a reward with several terms go on to count for all of them.
+
     The problems of reasoning-gym have their generators' scorers, where no other is given.
 
     Raises:
         ValueError: two of one name have different ones.
     """
+    if isinstance(reward, RewardTerms):
+        return reward.with_verifier(reward_of(reward.verifier, entries))
     own: dict[str, RewardFn] = {}
     of_gym = GymReward()
     for entry in entries:

@@ -27,6 +27,7 @@ from slmreason.data.columns import GOLDS, NAMED, SOLUTIONS, Columns, about
 from slmreason.data.golds import as_set, read_gold, unmatched
 from slmreason.data.rows import as_text, check_row, has_column, text_of, value_of
 from slmreason.records import Problem, Reject
+from slmreason.verify.functions import storable
 
 log = logging.getLogger(__name__)
 MAX_REASON_CHARS = 500
@@ -69,6 +70,8 @@ class _Reading:
 
     name: str
     columns: Columns
+    wants: Callable[[str], bool] | None = None
+    """Which columns a problem keeps besides."""
     problems: dict[int, Problem] = field(default_factory=dict)
     """By the number of the row."""
     rejects: dict[int, Reject] = field(default_factory=dict)
@@ -87,6 +90,8 @@ class _Reading:
         except ValueError as error:
             self.rejects[number] = Reject(identifier, location, str(error)[:MAX_REASON_CHARS])
             return
+        if self.wants is not None and (kept := {str(name): storable(row[name]) for name in filter(self.wants, row)}):
+            problem = replace(problem, columns=kept)
         self.places[problem.id], self.problems[number] = location, problem
         if key is not None:
             self.keys[number] = key
@@ -101,8 +106,14 @@ class _Reading:
         return Loaded(self.name, tuple(self.problems.values()), rejects, self.places)
 
 
-def to_problems(rows: Iterator[tuple[str, Any]], columns: Columns, name: str, limit: int | None) -> Loaded:
-    reading = _Reading(name, columns)
+def to_problems(
+    rows: Iterator[tuple[str, Any]],
+    columns: Columns,
+    name: str,
+    limit: int | None,
+    wants: Callable[[str], bool] | None = None,
+) -> Loaded:
+    reading = _Reading(name, columns, wants)
     beyond: list[NumberKey] = []
     for number, (location, row) in enumerate(rows):
         if limit is None or number < limit:

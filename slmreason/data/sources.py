@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,11 @@ def source_of(path: str) -> str:
 
 
 def load_problems(
-    source: str, columns: Columns | None = None, split: str | None = None, limit: int | None = None
+    source: str,
+    columns: Columns | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    wants: Callable[[str], bool] | None = None,
 ) -> Loaded:
     """Reads a source.
 
@@ -120,6 +124,7 @@ def load_problems(
         columns: overrides the known dataset's.
         split: overrides the known dataset's.
         limit: reads no more than so many rows.
+        wants: whether problems keep a column of their rows for a reward function, by its name; None keeps none.
 
     Raises:
         ValueError: the source does not exist, cannot be read to its end, or gives no problem; the message names it.
@@ -131,20 +136,26 @@ def load_problems(
     if source.startswith(PREFIX):
         loaded = gym_problems(source, limit)
     else:
-        loaded = _rows_of(source, columns, split, limit)
+        loaded = _rows_of(source, columns, split, limit, wants)
     if not loaded.problems:
         seen = f"; all {len(loaded.rejects)} rows are bad, {_described(loaded.rejects)}" if loaded.rejects else ""
         raise ValueError(f"{source}: no usable problem{seen}")
     return loaded
 
 
-def _rows_of(source: str, columns: Columns | None, split: str | None, limit: int | None) -> Loaded:
+def _rows_of(
+    source: str,
+    columns: Columns | None,
+    split: str | None,
+    limit: int | None,
+    wants: Callable[[str], bool] | None,
+) -> Loaded:
     """The problems of a file, a known dataset or a hub name."""
     name, path = split_source(source)
     spec = KNOWN.get(name, DatasetSpec(name, split="train"))
     spec = replace(spec, path=path or spec.path, columns=columns or spec.columns, split=split or spec.split)
     rows = local_rows(Path(spec.path)) if is_file_name(spec.path) else _hub_rows(spec)
-    return to_problems(rows, spec.columns, readable(name), limit)
+    return to_problems(rows, spec.columns, readable(name), limit, wants)
 
 
 def _described(rejects: Sequence[Reject]) -> str:

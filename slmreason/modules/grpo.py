@@ -27,14 +27,14 @@ from slmreason.modules.policy_batch import PolicyBatch
 from slmreason.modules.record import RecordRollouts, records_into
 from slmreason.modules.settings import GRPOSettings
 from slmreason.objectives import kl_penalty, policy_loss, truncated_importance
-from slmreason.records import Place, RolloutGroup
+from slmreason.records import Place, Rollout, RolloutGroup
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, prompt_limit
 from slmreason.run.progress import Watch
 from slmreason.runtime.lightning_internals import logged_metrics
 from slmreason.student import Student
 from slmreason.student.packing import PromptBatch
-from slmreason.verify.rewards import RewardFn
+from slmreason.verify.rewards import RewardFn, Step
 
 
 class GRPOModule(StudentModule):
@@ -64,6 +64,7 @@ class GRPOModule(StudentModule):
     def enter(self, data: ReasoningDataModule) -> int:
         """Every problem that is not mastered by the evidence there is."""
         tokens = self.settings.max_completion_tokens
+        data.wants_column = self.reward.wants_column
         load(data, self.student, prompt_limit(self.student, self.engine, tokens, f"{tokens} tokens of a completion"))
         self.token_budget = data.token_budget
         return data.enter(ProblemsToSolve(Place(1, self.stage), self.settings.prompts_per_step))
@@ -99,6 +100,7 @@ class GRPOModule(StudentModule):
         if self._engine_is_behind:  # not after the update: what the last one leaves on the GPU nobody would sample from
             self.engine.sync(self.student)
             self._engine_is_behind = False
+        self.reward.at_step(step_of(self.trainer, self.settings.updates_per_batch))
         groups = collect(
             self.student,
             self.engine,
@@ -214,7 +216,7 @@ def rollout_shares(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """What is logged of the rollouts of a step: shares of the groups or of the rollouts, and means of a rollout."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     count, size = len(groups), len(rollouts)
-    return {
+    return term_means(rollouts) | {
         "reward": sum(rollout.reward for rollout in rollouts) / size,
         "informative": sum(group.informative for group in groups) / count,
         "all_zero": sum(group.all_zero for group in groups) / count,
@@ -222,6 +224,24 @@ def rollout_shares(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         "truncated": sum(rollout.truncated for rollout in rollouts) / size,
         "completion_tokens": sum(len(rollout.completion_ids) for rollout in rollouts) / size,
     }
+
+
+def term_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """By term of the reward, its mean over the rollouts that it applies to."""
+    found: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        for name, score in rollout.scores.items():
+            if score is not None:
+                found.setdefault(f"reward/{name}", []).append(score)
+    return {name: sum(scores) / len(scores) for name, scores in found.items()}
+
+
+def step_of(trainer: L.Trainer, updates_per_batch: int) -> Step:
+    """Where a fit stands, as reward functions are told."""
+    epochs, batches = trainer.max_epochs or 0, trainer.num_training_batches
+    planned = int(epochs * batches * updates_per_batch) if epochs > 0 else 0
+    limits = [limit for limit in (planned, trainer.max_steps) if limit > 0]
+    return Step(trainer.global_step, min(limits, default=0), float(trainer.current_epoch), max(epochs, 0))
 
 
 def gradient_reduction(trainer: L.Trainer, is_last: bool) -> AbstractContextManager[None]:

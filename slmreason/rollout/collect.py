@@ -9,7 +9,7 @@ from slmreason.rollout.engine import Completion, RolloutEngine, Sampling
 from slmreason.run.progress import Watch
 from slmreason.runtime.distributed import map_over_processes, world_size
 from slmreason.student import Student
-from slmreason.verify.rewards import RewardFn, Verdict
+from slmreason.verify.rewards import Answer, RewardFn, Verdict
 from slmreason.verify.verdicts import graded_completions
 
 
@@ -42,7 +42,10 @@ def collect(
         pairs = [(problem, text) for problem, row in zip(share, texts, strict=True) for text in row]
         truncated = [completion.truncated for group in completions for completion in group]
         # In one call, so that the verifier's processes work side by side.
-        verdicts = iter(graded_completions(reward, pairs, truncated))
+        graded = graded_completions(reward, pairs, truncated)
+        sampled = [completion.token_ids for group in completions for completion in group]
+        answers = [Answer(problem, text, ids) for (problem, text), ids in zip(pairs, sampled, strict=True)]
+        verdicts = iter(reward.with_terms(answers, graded, group_size))
         return [
             RolloutGroup(
                 problem,
@@ -70,4 +73,6 @@ def _rollout(student: Student, prompt: tuple[int, ...], completion: Completion, 
         correct=verdict.correct,
         truncated=completion.truncated,
         policy_version=student.policy_version,
+        scores=verdict.scores,
+        extra=verdict.extra,
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from slmreason.records import Problem, Reject
 from slmreason.verify.answers import Claim, final_answer, last_boxed, rule
@@ -23,6 +23,30 @@ class Verdict:
     reward: float
     correct: bool
     """What the ledger, the strata and the benchmarks count; the format term never enters it."""
+    scores: dict[str, float | None] = field(default_factory=dict, hash=False)
+    """Of a reward with several terms, what each gave, by name; None where it does not apply."""
+    extra: dict[str, Any] = field(default_factory=dict, hash=False)
+    """What its functions noted of this completion."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion of a problem, as text and as the tokens that were sampled."""
+
+    problem: Problem
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a fit stands: what of a `transformers.TrainerState` functions written for TRL read."""
+
+    global_step: int = 0
+    """Optimizer steps so far."""
+    max_steps: int = 0
+    epoch: float = 0.0
+    num_train_epochs: int = 0
 
 
 class RewardFn(ABC):
@@ -51,6 +75,32 @@ class RewardFn(ABC):
     def drain_rejects(self) -> list[Reject]:
         """The completions since the last call that were judged wrong because grading them met a limit."""
         return []
+
+    # -- for a reward of several terms, `RewardTerms`; any other is its only one -----------------------------------
+
+    @property
+    def verifier(self) -> RewardFn:
+        """Who says what is correct."""
+        return self
+
+    def wants_column(self, column: str) -> bool:
+        """Whether problems have to keep a column of their rows for it."""
+        return False
+
+    def at_step(self, step: Step) -> None:  # noqa: B027 - most do not ask
+        """Is told where the fit stands before completions are graded."""
+
+    def with_terms(self, answers: Sequence[Answer], verdicts: Sequence[Verdict], group_size: int) -> list[Verdict]:
+        """The verifier's verdicts with the reward that GRPO is trained on.
+
+        Args:
+            answers: completions, group after group.
+            verdicts: of the verifier, in their order.
+        """
+        return list(verdicts)
+
+    def try_terms(self, problems: Iterable[Problem]) -> None:  # noqa: B027 - most have nothing else
+        """Tries what is there besides the verifier."""
 
 
 class AnswerReward(RewardFn):

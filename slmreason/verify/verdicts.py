@@ -35,7 +35,7 @@ def graded(reward: RewardFn, pairs: Sequence[tuple[Problem, str]]) -> list[Verdi
     """
     given = reward.grade(pairs)
     if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
-        raise _error(reward, f"grade gave {_kind(given)}, where a list with a verdict for each completion is needed")
+        raise _error(reward, f"grade gave {kind_of(given)}, where a list with a verdict for each completion is needed")
     verdicts = list(islice(given, len(pairs) + 1))  # a generator may never end
     if len(verdicts) != len(pairs):
         many = f"more than {len(pairs)}" if len(verdicts) > len(pairs) else len(verdicts)
@@ -94,6 +94,7 @@ def try_rewards(reward: RewardFn, problems: Iterable[Problem]) -> None:
         if id(chosen) not in tried:
             tried.add(id(chosen))
             try_reward(chosen, problem)
+    reward.try_terms(problems)
 
 
 def try_reward(reward: RewardFn, problem: Problem) -> None:
@@ -128,31 +129,32 @@ def _verdict(reward: RewardFn, given: Any) -> Verdict:
             raise _error(reward, f"the reward of a completion is {given.reward}; {WANTED}")
         return given
     if not isinstance(given, Verdict):
-        correct = _plain(given)
+        correct = plain(given)
         if not isinstance(correct, bool):
-            raise _error(reward, f"the verdict on a completion is {_kind(given)}; {WANTED}")
+            raise _error(reward, f"the verdict on a completion is {kind_of(given)}; {WANTED}")
         return Verdict(float(correct), correct)
-    number, correct = _plain(given.reward), _plain(given.correct)
+    number, correct = plain(given.reward), plain(given.correct)
     try:
         value = float(number) if isinstance(number, Real) else math.nan
     except OverflowError:
         value = math.inf
     if not math.isfinite(value):
-        shown = number if isinstance(number, float) else _kind(given.reward)
+        shown = number if isinstance(number, float) else kind_of(given.reward)
         raise _error(reward, f"the reward of a completion is {shown}; {WANTED}")
     if not isinstance(correct, Real) or correct not in (0, 1):
-        raise _error(reward, f"`correct` of a completion is {_kind(given.correct)}; {WANTED}")
+        raise _error(reward, f"`correct` of a completion is {kind_of(given.correct)}; {WANTED}")
     return Verdict(value, bool(correct))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A number of numpy or torch, or an array of one, as Python's own; anything else as it is."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray | torch.Tensor) and math.prod(value.shape) == 1):
         return value.item()
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """A value with its type, for an error."""
     return "None" if value is None else f"{value!r:.50} ({type(value).__module__}.{type(value).__qualname__})"
 
 
