@@ -115,7 +115,7 @@ def sft_update(side: str, learning_rate: float, steps: int, lora: Lora | None, d
     student = Student("embedded:qwen2", lora=lora, instruction="")
     student.to(torch.float32 if side == "float32" else torch.bfloat16)
     student.to(device)
-    parameters = student.trainable_parameters()
+    parameters = student.trained.parameters()
     if side == "plain":  # as it was: adapters are rounded too
         for parameter in parameters:
             parameter.data = parameter.data.bfloat16()

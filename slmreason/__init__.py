@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from slmreason.records import Problem
     from slmreason.rollout.transformers import HFEngine
     from slmreason.rollout.vllm.engine import VLLMEngine
-    from slmreason.student.student import Lora, Student
+    from slmreason.student.lora import Lora
+    from slmreason.student.student import Student
     from slmreason.verify.rewards import AnswerReward
 
 __all__ = [
@@ -47,7 +48,7 @@ __getattr__ = lazily(
         "GRPOModule": "modules.grpo",
         "GRPOSettings": "modules.settings",
         "HFEngine": "rollout.transformers",
-        "Lora": "student.student",
+        "Lora": "student.lora",
         "Problem": "records",
         "ReasoningDataModule": "data.datamodule",
         "SFTModule": "modules.sft",

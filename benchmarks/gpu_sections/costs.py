@@ -16,6 +16,7 @@ from benchmarks.gpu_sections.lab import Lab, Outcome, head_chunks, micro_batch, 
 from slmreason.curriculum.memory import estimate, shape_of
 from slmreason.student import Student
 from slmreason.student.attention import VARLEN
+from slmreason.student.layout import layout_of
 from slmreason.student.logprobs import token_scores
 from slmreason.student.optimizer import make_adamw
 from slmreason.student.packing import PackedBatch
@@ -48,7 +49,7 @@ def memory(lab: Lab) -> Outcome:
         shape = shape_of(student, "bf16-true")
         warm = micro_batch(student, 2 * LENGTH, min(LENGTH, lab.sizes.budgets[0] // 2))
         pass_through(student, warm)
-        optimizer = make_adamw(student.trainable_parameters(), 1e-5, 0.0)
+        optimizer = make_adamw(student.trained.parameters(), 1e-5, 0.0)
         optimizer.step()  # from here on weights, gradients, moments and copies are there
         held = bytes_held(student, optimizer)
         for budget in lab.sizes.budgets:
@@ -70,7 +71,7 @@ def memory(lab: Lab) -> Outcome:
 def bytes_held(student: Student, optimizer: torch.optim.Optimizer) -> int:
     """Bytes of weights, gradients, moments and copies."""
     held: list[Tensor] = [*student.network.parameters()]
-    held += [p.grad for p in student.trainable_parameters() if p.grad is not None]
+    held += [p.grad for p in student.trained.parameters() if p.grad is not None]
     held += [value for state in optimizer.state.values() for value in state.values() if value.ndim]
     return sum(tensor.nbytes for tensor in held)
 
@@ -110,7 +111,7 @@ def head_cost(lab: Lab) -> Outcome:
 def adamw(lab: Lab) -> Outcome:
     """Milliseconds of an update of all weights: foreach and fused, with float32 copies, and PyTorch's own without."""
     student = lab.large(lora=False)
-    parameters = student.trainable_parameters()
+    parameters = student.trained.parameters()
     for parameter in parameters:
         parameter.grad = 1e-3 * lab.drawn(*parameter.shape, dtype=parameter.dtype)
     figures: dict[str, Any] = {}
@@ -178,10 +179,10 @@ def varlen(lab: Lab) -> Outcome:
     for attention in ("sdpa", VARLEN):
         student = lab.large(lora=True, attention=attention)
         student.train()
-        assert student.layout.way.packed
+        assert layout_of(student).way.packed
         batch = micro_batch(student, lab.sizes.budgets[-1], min(LENGTH, lab.sizes.budgets[-1] // 4), packed=True)
         pass_through(student, batch)
-        gradients.append(torch.cat([p.grad.flatten() for p in student.trainable_parameters() if p.grad is not None]))
+        gradients.append(torch.cat([p.grad.flatten() for p in student.trained.parameters() if p.grad is not None]))
 
         def both(student: Student = student, batch: PackedBatch = batch) -> None:
             pass_through(student, batch)

@@ -17,6 +17,7 @@ from slmreason.rollout.engine import Completion, Sampling
 from slmreason.rollout.steps import padded_prompts
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
+from slmreason.student.layout import build_of
 from slmreason.student.packing import collate
 
 GROUP = 4
@@ -47,10 +48,11 @@ def one_family(lab: Lab, student: Student, on_cpu: Student) -> dict[str, float]:
     engine = HFEngine()
     ours = engine.generate(student, prompts, GROUP, drawn)
     theirs = engine.generate(on_cpu, prompts, GROUP, drawn)
-    lean = student.decodings[student.build]
-    student.decodings[student.build] = Decoding("steps")
+    decodings, build = student.findings.decodings, build_of(student)
+    lean = decodings[build]
+    decodings[build] = Decoding("steps")
     plain = engine.generate(student, prompts, GROUP, drawn)
-    student.decodings[student.build] = lean
+    decodings[build] = lean
     return {
         "greedy_as_generate": as_generate(student, prompts, engine.generate(student, prompts, 1, greedy)),
         "same_as_cpu": same_share(ours, theirs),

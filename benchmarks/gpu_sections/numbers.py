@@ -16,6 +16,7 @@ from slmreason.records import Example
 from slmreason.student import Lora, Student
 from slmreason.student.attention import VARLEN
 from slmreason.student.bundles import Bundle
+from slmreason.student.layout import layout_of
 from slmreason.student.logprobs import token_scores
 from slmreason.student.packing import PackedBatch, collate, collate_bundles
 
@@ -41,7 +42,7 @@ def scored(student: Student, batch: PackedBatch) -> Scored:
     scores = student.score(batch.to(student.device), with_entropy=True, with_ranks=True)
     student.zero_grad()
     (-scores.log_probs.mean()).backward()
-    gradient = torch.cat([p.grad.flatten().float().cpu() for p in student.trainable_parameters() if p.grad is not None])
+    gradient = torch.cat([p.grad.flatten().float().cpu() for p in student.trained.parameters() if p.grad is not None])
     assert scores.entropy is not None
     assert scores.ranks is not None
     return Scored(scores.log_probs.detach().cpu(), scores.entropy.cpu(), scores.ranks.cpu(), gradient)
@@ -207,7 +208,7 @@ def by_kernel(lab: Lab) -> dict[str, dict[str, Any]]:
 @torch.no_grad()
 def forced(student: Student, batch: PackedBatch, allowed: list[SDPBackend]) -> Tensor | str:
     """Log-probs of a batch by these kernels alone, or why they cannot be had."""
-    assert student.layout is not None  # which is found by trying, with any kernel
+    layout_of(student)  # which is found by trying, with any kernel
     try:
         with sdpa_kernel(allowed):
             return student.score(batch).log_probs

@@ -63,7 +63,7 @@ def fit(
 
 def trained(student: Student) -> dict[str, Tensor]:
     """What training changed, on the CPU in float32."""
-    return {name: tensor.detach().float().cpu().clone() for name, tensor in student.trainable_state()}
+    return {name: tensor.detach().float().cpu().clone() for name, tensor in student.trained.state()}
 
 
 def apart(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
@@ -100,7 +100,7 @@ class Poisons(Callback):
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
         if len(self.states) == 1:
-            next(p for p in pl_module.student.trainable_parameters() if p.grad is not None).grad.fill_(float("inf"))
+            next(p for p in pl_module.student.trained.parameters() if p.grad is not None).grad.fill_(float("inf"))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         self.states.append(weights_of(pl_module.student))
@@ -127,7 +127,7 @@ def lora(lab: Lab) -> Outcome:
     student.to(lab.device)  # a Trainer may leave it elsewhere
     moved = apart(trained(student), before)
     kept = max(worst(p, base[n]) for n, p in student.network.named_parameters() if n in base)
-    kinds = {str(p.dtype) for p in student.trainable_parameters()}
+    kinds = {str(p.dtype) for p in student.trained.parameters()}
     figures: dict[str, Any] = {"moved": moved, "base_moved": kept, "adapters": sorted(kinds), **folded(lab)}
     passed = moved > 0 and kept == 0 and kinds == {"torch.float32"}
     passed = passed and figures["folded_to_adapters"] < 1e-4 and figures["reference_to_base"] < 1e-5
@@ -142,7 +142,7 @@ def folded(lab: Lab) -> dict[str, float]:
     batch = collate(solutions(plain, lab.sizes.problems), plain.pad_token_id,
                     hidden_size=plain.hidden_size).to(lab.device)  # fmt: skip
     with products_in("highest"):
-        with adapted.reference():
+        with adapted.reference_policy.answering():
             reference = worst(adapted.score(batch).log_probs, plain.score(batch).log_probs)
         names = dict(plain.base_model.named_parameters())
         for name, tensor in adapted.weights():

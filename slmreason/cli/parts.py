@@ -9,6 +9,8 @@ from slmreason.curriculum.trainer import Processes
 from slmreason.evaluate.benchmarks import Benchmark, load_benchmarks
 from slmreason.rollout.engine import RolloutEngine, prompt_limit
 from slmreason.student import Student
+from slmreason.student.layout import checking, layout_of
+from slmreason.student.saving import try_saving
 from slmreason.verify.verdicts import try_rewards
 
 
@@ -36,10 +38,10 @@ def place(student: Student, engine: RolloutEngine, processes: Processes) -> None
     """
     processes.place(student)
     try:
-        with student.checking():
-            student.layout  # noqa: B018 - found by trying when it is asked for
+        with checking(student):
+            layout_of(student)
             engine.check(student)
-        student.try_saving()
+        try_saving(student)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

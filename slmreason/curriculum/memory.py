@@ -99,7 +99,7 @@ def shape_of(student: Student, precision: str = "32-true") -> Shape:
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     experts = getattr(config, "num_experts_per_tok", None) or 1
     mlp = getattr(config, "moe_intermediate_size", None) if experts > 1 else None
-    parameters, trained = list(student.network.parameters()), student.trainable_parameters()
+    parameters, trained = list(student.network.parameters()), student.trained.parameters()
     mixed = precision.endswith("mixed")
     head = student.network.get_output_embeddings()
     return Shape(

@@ -33,7 +33,7 @@ PREFIX = "student.network."
 
 def save_after_stage(run_dir: Path, state: RunState, student: Student, keep: int) -> None:
     """A checkpoint between two stages, of the trainable weights; every process must call it, the first one writes."""
-    weights = {PREFIX + name: t.to("cpu", copy=True) for name, t in student.trainable_state() if is_first()}
+    weights = {PREFIX + name: t.to("cpu", copy=True) for name, t in student.trained.state() if is_first()}
     if is_first():
         state.sizes = sizes(run_dir)
         name = f"after-{state.reports[-1].place.label}".replace(" ", "-")
@@ -96,7 +96,7 @@ def load_weights(path: Path, student: Student) -> None:
         ValueError: they are not those of this student; the message names the first that differs.
     """
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in load_tree(path)["state_dict"].items()}
-    student.load_trainable_state(weights, str(path))
+    student.trained.load(weights, str(path))
 
 
 def load_run(run_dir: Path, student: Student) -> tuple[RunState, Path | None]:

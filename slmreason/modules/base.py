@@ -22,6 +22,7 @@ from slmreason.modules.settings import FitSettings
 from slmreason.runtime.lightning_internals import attached_trainer
 from slmreason.student import Student
 from slmreason.student.optimizer import make_adamw, release
+from slmreason.student.weights import shard
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +68,16 @@ class StudentModule(L.LightningModule):
         """Shards the student under FSDP2; from the second fit on it already is."""
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy):
-            self.student.shard(strategy.device_mesh["data_parallel"])
+            shard(self.student.network, self.student.base_model, strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on what is trainable, in float32 whatever the student's precision is."""
         student = self.student
         optimizer = make_adamw(
-            student.trainable_parameters(),
+            student.trained.parameters(),
             self.settings.learning_rate,
             self.settings.weight_decay,
-            masters=student.masters.take(),
+            masters=student.trained.take_masters(),
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(self))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -89,14 +90,8 @@ class StudentModule(L.LightningModule):
 
     def on_fit_end(self) -> None:
         for optimizer in self.trainer.optimizers:
-            self.student.masters.keep(release(optimizer))
+            self.student.trained.keep_masters(release(optimizer))
         self.student.eval()
-
-    def sum_over_processes(self, *values: float | Tensor) -> list[float]:
-        """Each value summed over the processes, in one reduction."""
-        stacked = torch.stack([torch.as_tensor(v, dtype=torch.float64 if self.device.type != "mps" else torch.float32,
-                                               device=self.device).detach() for v in values])  # fmt: skip
-        return [float(value) for value in self.trainer.strategy.reduce(stacked, reduce_op="sum")]
 
     # -- steps that are not finite ----------------------------------------------------------------------------------
 
@@ -154,6 +149,14 @@ class StudentModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.student.policy_version = checkpoint["policy_version"]
         self.skipped_steps, self.skipped_in_a_row = checkpoint.get("skipped_steps", (0, 0))
+
+
+def sum_over_processes(module: L.LightningModule, *values: float | Tensor) -> list[float]:
+    """Each value summed over the processes, in one reduction."""
+    device = module.device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    stacked = torch.stack([torch.as_tensor(value, dtype=dtype, device=device).detach() for value in values])
+    return [float(total) for total in module.trainer.strategy.reduce(stacked, reduce_op="sum")]
 
 
 def seeks_scale(trainer: L.Trainer) -> bool:

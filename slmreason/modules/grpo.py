@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules import policy_batch
-from slmreason.modules.base import StudentModule
+from slmreason.modules.base import StudentModule, sum_over_processes
 from slmreason.modules.by_hand import ProblemsToSolve, load
 from slmreason.modules.policy_batch import PolicyBatch
 from slmreason.modules.record import RecordRollouts, records_into
@@ -78,22 +78,20 @@ class GRPOModule(StudentModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._freeze_reference()
+        if self.settings.kl > 0:
+            self.student.reference_policy.freeze()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._freeze_reference()  # what the fit began with, which the checkpoint's weights are about to replace
+        if self.settings.kl > 0:  # what the fit began with, which the checkpoint's weights are about to replace
+            self.student.reference_policy.freeze()
         super().on_load_checkpoint(checkpoint)
 
     def on_train_start(self) -> None:
         self._engine_is_behind = True
 
-    def _freeze_reference(self) -> None:
-        if self.settings.kl > 0 and not self.student.has_reference:
-            self.student.freeze_reference()
-
     def on_fit_end(self) -> None:
         super().on_fit_end()
-        self.student.drop_reference()
+        self.student.reference_policy.drop()
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         sampling = self.settings.sampling("grpo", self.student.policy_version, self.trainer.current_epoch, batch_idx)
@@ -145,7 +143,8 @@ class GRPOModule(StudentModule):
                 self.manual_backward(loss * self.trainer.world_size)
             for name, value in {"loss": float(loss.detach()), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + value
-        total, tokens, computed, *others = self.sum_over_processes(
+        total, tokens, computed, *others = sum_over_processes(
+            self,
             sums.pop("loss"),
             sum(batch.packed.num_target_tokens for batch in batches),
             sum(batch.packed.num_tokens for batch in batches),
@@ -171,7 +170,7 @@ class GRPOModule(StudentModule):
         """Loss of one micro-batch, and token sums of what is worth logging."""
         settings = self.settings
         if settings.kl > 0 and batch.reference_log_probs is None:
-            with torch.no_grad(), self.student.evaluating(), self.student.reference():
+            with torch.no_grad(), self.student.evaluating(), self.student.reference_policy.answering():
                 batch.reference_log_probs = self.student.score(batch.packed, settings.temperature).log_probs
         scores = self.student(batch.packed, settings.temperature, with_entropy=True)
         if batch.old_log_probs is None:

@@ -47,7 +47,7 @@ def save_bad_batch(path: Path, student: Student, batches: Sequence[Batch], about
         OSError: it cannot be written, e.g. since the disk is full.
     """
     parts = gather([_parts(batch) for batch in batches])
-    weights = {name: tensor.to("cpu", copy=True) for name, tensor in student.trainable_state() if is_first()}
+    weights = {name: tensor.to("cpu", copy=True) for name, tensor in student.trained.state() if is_first()}
     if is_first():
         rows = [[student.tokenizer.decode(row) for row in part["input_ids"].tolist()] for part in parts]
         save_tree(path, {"about": {**about, "rows": rows}, "batches": parts, "weights": weights})
@@ -84,7 +84,7 @@ def repeat_bad_batch(path: Path, module: StudentModule) -> tuple[float, float]:
     number, _, kind = bad.about["precision"].partition("-")
     if kind == "true" and number in HALF:
         student.to(HALF[number])
-    student.load_trainable_state(bad.weights, str(path))
+    student.trained.load(bad.weights, str(path))
     student.train()
     student.zero_grad()
     total = 0.0
@@ -93,7 +93,7 @@ def repeat_bad_batch(path: Path, module: StudentModule) -> tuple[float, float]:
             loss = module.loss_of(batch)
         loss.backward()
         total += float(loss.detach())
-    return total, gradient_norm(student.trainable_parameters())
+    return total, gradient_norm(student.trained.parameters())
 
 
 def gradient_norm(parameters: Sequence[Tensor]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from slmreason.data.datamodule import ReasoningDataModule
-from slmreason.modules.base import StudentModule
+from slmreason.modules.base import StudentModule, sum_over_processes
 from slmreason.modules.by_hand import DatasetTraces, load
 from slmreason.modules.settings import CFTSettings, SFTSettings
 from slmreason.objectives import cross_entropy
@@ -34,8 +34,8 @@ class SFTModule(StudentModule):
                 f"the batch was planned for accumulate_grad_batches={batch.window}, the trainer now has {accumulate}"
             )
         loss = self.loss_of(batch)
-        tokens, computed, nll = self.sum_over_processes(
-            batch.num_target_tokens, batch.num_tokens, loss * batch.global_target_tokens
+        tokens, computed, nll = sum_over_processes(
+            self, batch.num_target_tokens, batch.num_tokens, loss * batch.global_target_tokens
         )
         self.student.tokens.trained += int(computed)
         self.watch([batch], nll / batch.global_target_tokens)

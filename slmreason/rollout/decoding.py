@@ -20,6 +20,8 @@ from slmreason.records import Example
 from slmreason.rollout import steps as kinds
 from slmreason.rollout.steps import padded_prompts, prefill
 from slmreason.student import Student, selfcheck
+from slmreason.student.layout import Build, build_of, checking
+from slmreason.student.loading import kind_of
 
 log = logging.getLogger(__name__)
 FORCED = 3
@@ -48,28 +50,30 @@ def decoding_of(student: Student) -> Decoding:
     Raises:
         ValueError: no way gives the log-probs of a plain forward pass; the message names the model's type.
     """
-    found = student.decodings.get(student.build)
-    if found is None:
-        found = student.decodings[student.build] = _find(student)
-    return found
+    decodings: dict[Build, Decoding] = student.findings.decodings
+    build = build_of(student)
+    if build not in decodings:
+        decodings[build] = _find(student)
+    return decodings[build]
 
 
 def _find(student: Student) -> Decoding:
     """Decodes given tokens in each way, and compares their log-probs with those of a plain forward pass."""
     ways = [Decoding("lean")] if kinds.is_lean(student) else []
     ways += [Decoding("steps"), Decoding("generate"), Decoding("steps", True), Decoding("generate", True)]
-    with student.checking() as check:
+    kind = kind_of(student.base_model)
+    with checking(student) as check:
         order = [0, 1, 2, 2]  # two rows for each of two prompts
         rows, theirs = [check.examples[i] for i in order], [check.log_probs[i][:FORCED] for i in order]
         way, off = selfcheck.first_right(ways, lambda way: _forced_in_batches(student, way, rows), theirs, check.dtype)
     if way is None:
         raise ValueError(
-            f"student.model: {student.kind} cannot be sampled by HFEngine. Its log-probs are compared with those of a "
+            f"student.model: {kind} cannot be sampled by HFEngine. Its log-probs are compared with those of a "
             f"forward pass over each sequence: {'; '.join(map(str, off))}; rollout.class_path VLLMEngine may know it"
         )
     if off:
         log.warning("student.model: %s: completions are decoded by %s, since log-probs are off otherwise (%s)",
-                    student.kind, way, "; ".join(map(str, off)))  # fmt: skip
+                    kind, way, "; ".join(map(str, off)))  # fmt: skip
     return way
 
 

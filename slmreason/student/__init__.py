@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from slmreason.runtime.face import lazily
 
 if TYPE_CHECKING:
+    from slmreason.student.layout import PLAIN_ATTENTION
     from slmreason.student.loading import EMBEDDED, resolve_model
+    from slmreason.student.lora import Lora
     from slmreason.student.scoring import TokenScores
-    from slmreason.student.student import PLAIN_ATTENTION, Lora, Student
+    from slmreason.student.student import Student
 
 __all__ = [
     "EMBEDDED",
@@ -24,8 +26,8 @@ __getattr__ = lazily(
     __name__,
     {
         "EMBEDDED": "loading",
-        "Lora": "student",
-        "PLAIN_ATTENTION": "student",
+        "Lora": "lora",
+        "PLAIN_ATTENTION": "layout",
         "Student": "student",
         "TokenScores": "scoring",
         "resolve_model": "loading",

@@ -7,33 +7,15 @@ template renders it as a whole; a template with which that cannot be had is refu
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Mapping, Sequence
-from datetime import date as Date
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from slmreason.records import Turn
-from slmreason.student.turns import EarlierTurns, joined_systems
-
-log = logging.getLogger(__name__)
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
-    "{% else %}{{ message['content'] + '\n\n' }}{% endif %}{% endfor %}"
-)
-"""For a base model whose tokenizer has no chat template: the question, a blank line, the answer, end of sequence."""
-DATE = "2024-07-26"
-"""What a template that prints the date gets if no other is chosen: the same prompts on any day."""
-OPEN, CLOSE = "<think>", "</think>"
-"""Around a model's thoughts. They are part of what it writes, whichever kind of token they are."""
-_QUESTION, _ANSWER = "QUESTION-24680", "ANSWER-13579"
-_EMPTY_THOUGHT = re.compile(rf"\s*(?:{OPEN})?\s*(?:{CLOSE})?\s*")
-_TODAY = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
-_RESERVED = {"messages", "add_generation_prompt", "tokenize", "chat_template", "strftime_now", "return_dict", "tools"}
+from slmreason.student.template import ANSWER, CLOSE, DATE, OPEN, ChatTemplate, is_open
+from slmreason.student.turns import EarlierTurns
 
 
 class Chat:
@@ -62,26 +44,25 @@ class Chat:
             ValueError: the template cannot be rendered, does not hold the question, or renders a conversation
                 otherwise than as its prompt and an answer; or nothing says what ends a turn. The message names the key.
         """
-        self.tokenizer, self.system_prompt, self.instruction = tokenizer, system_prompt, instruction
+        self.tokenizer, self.instruction = tokenizer, instruction
         self._section = section
-        if chat_template is not None:
-            tokenizer.chat_template = _read_template(chat_template, section)
-        elif not tokenizer.chat_template:
-            begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-            tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
-        self._template = _with_date(tokenizer.get_chat_template(), date, section)
-        self._kwargs = self._variables(chat_template_kwargs or {})
-        self._in_parts = False
-        """Whether the template reads contents as lists of parts."""
-        self._earlier = EarlierTurns(partial(self._render, add_generation_prompt=True))
-        prompt, whole = self._probe()
+        self._template = ChatTemplate(
+            tokenizer,
+            system_prompt=system_prompt,
+            path=chat_template,
+            variables=chat_template_kwargs or {},
+            date=date,
+            section=section,
+        )
+        self._earlier = EarlierTurns(partial(self._template.render, add_generation_prompt=True))
+        prompt, whole = self._template.prompt, self._template.whole
         self._turn_tokens = self._find_turn_tokens(whole + prompt)
-        self._opening, self._before = self._find_frame(prompt, whole)
+        self._opening, self._before = self._template.frame()
         """What follows the template's prompt up to where the answer begins, and stands before an answer without
         thoughts."""
-        self.opens_thought = _is_open(prompt + self._opening)
+        self.opens_thought = is_open(prompt + self._opening)
         """Whether the prompt ends within a thought, so that a completion begins in it."""
-        after = whole.rpartition(_ANSWER)[2]
+        after = whole.rpartition(ANSWER)[2]
         turn_end = self._first_turn_token(after)
         self._after = after[: len(after) - len(after.lstrip())] if turn_end is not None else ""
         """White space that the template puts between an answer and the end of its turn."""
@@ -107,7 +88,7 @@ class Chat:
     def conversation(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
         """Token ids of messages, of which the last is the user's, up to where the student begins to answer."""
         plain = [{**message, "content": self.plain(message["content"])} for message in messages]
-        rendered = self._render(plain, add_generation_prompt=True) + self._opening
+        rendered = self._template.render(plain, add_generation_prompt=True) + self._opening
         # The template brings its own beginning-of-sequence token, where the model has one.
         return tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
@@ -159,92 +140,6 @@ class Chat:
                 text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    # -- what the template does -------------------------------------------------------------------------------------
-
-    def _variables(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        for name in given:
-            if name in _RESERVED:
-                raise ValueError(f"{self._section}.chat_template_kwargs: {name} is not for a config to set")
-            if not re.search(rf"\b{re.escape(name)}\b", self._template):
-                raise ValueError(f"{self._section}.chat_template_kwargs: the chat template knows no {name}")
-        return dict(given)
-
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        conversation: list[dict[str, Any]] = [*joined_systems([*system, *messages])]
-        if self._in_parts:
-            conversation = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in conversation]
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    conversation, tokenize=False, add_generation_prompt=add_generation_prompt,
-                    chat_template=self._template, **self._kwargs,
-                )
-            )  # fmt: skip
-        except Exception as error:  # whatever a template does with what it is given
-            what = "system_prompt" if system else "chat_template"
-            raise ValueError(f"{self._section}.{what}: the chat template refuses it: {error}") from error
-
-    def _probe(self) -> tuple[str, str]:
-        """(the prompt of a question, the conversation with its answer), with contents in the form that is read."""
-        question, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
-        fault: ValueError | None = None
-        for self._in_parts in (False, True):
-            try:
-                prompt = self._render([question], add_generation_prompt=True)
-                whole = self._render([question, answer], add_generation_prompt=False)
-            except ValueError as error:
-                fault = fault or error
-                continue
-            held = [_QUESTION in prompt, _QUESTION in whole, _ANSWER in whole]
-            held += [self.system_prompt.strip() in prompt] if self.system_prompt else []
-            if all(held):
-                return prompt, whole
-        if fault is not None:
-            raise fault
-        missing = [name for name, is_there in zip(("the question", "the question", "the answer", "the system prompt"),
-                                                  held, strict=False) if not is_there]  # fmt: skip
-        key = "system_prompt" if missing == ["the system prompt"] else "chat_template"
-        raise ValueError(
-            f"{self._section}.{key}: the chat template leaves out {missing[0]} (it should print each message's "
-            "'content')"
-        )
-
-    def _find_frame(self, prompt: str, whole: str) -> tuple[str, str]:
-        """(what the template leaves out of the prompt, what stands before an answer without thoughts).
-
-        Raises:
-            ValueError: the prompt with an answer is not the beginning of the conversation.
-        """
-        head = whole.rpartition(_ANSWER)[0]
-        if head.startswith(prompt):
-            between = head[len(prompt) :]
-            if _EMPTY_THOUGHT.fullmatch(between):
-                return "", between
-            if "add_generation_prompt" not in self._template and self._tells_roles():
-                log.info("the chat template has no generation prompt: %r begins an answer, as in its conversations",
-                         between)  # fmt: skip
-                return between, ""
-        opened = prompt.rpartition(OPEN)
-        if _is_open(prompt) and not opened[2].strip() and head in (opened[0], opened[0].rstrip()):
-            return "", f"\n{CLOSE}\n\n"  # past thoughts are left out of a conversation (DeepSeek-R1)
-        shared = len(_common(prompt, head))
-        before = prompt[max(0, shared - 30) : shared]
-        raise ValueError(
-            f"{self._section}.chat_template: its prompt with an answer is not the beginning of the conversation that "
-            f"it renders: after {before!r} the prompt has {prompt[shared : shared + 30]!r}, "
-            f"the conversation {whole[shared : shared + 30]!r}"
-        )
-
-    def _tells_roles(self) -> bool:
-        """Whether an answer does not look like a question."""
-        asked = self._render([{"role": "user", "content": _ANSWER}], add_generation_prompt=False)
-        answer = self._render(
-            [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}],
-            add_generation_prompt=False,
-        )
-        return asked not in answer
-
     def _find_turn_tokens(self, frame: str) -> dict[str, int]:
         """The special tokens, and those of the template's frame that were added as if they were none."""
         added = self.tokenizer.added_tokens_decoder.items()
@@ -261,45 +156,6 @@ class Chat:
         return next((int(i) for i in ids if i in known), None)
 
 
-def _read_template(path: str, section: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{section}.chat_template: {path} cannot be read: {error}") from error
-
-
-def _with_date(template: str, date: str, section: str) -> str:
-    """A template in whose text the date stands in the place of each call for today's.
-
-    Raises:
-        ValueError: it is no date, or the template makes up how it is written.
-    """
-    try:
-        day = Date.fromisoformat(date)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{section}.date: {date!r} is not a date such as {DATE}") from error
-    dated, calls = _TODAY.subn(lambda call: repr(day.strftime(call[2])), template)
-    if re.search(r"strftime_now\s*\(", dated):
-        raise ValueError(
-            f"{section}.chat_template: it asks for today's date in a form that is not written out, so that the same "
-            "prompts could not be had tomorrow; write strftime_now('%d %b %Y') or the date itself"
-        )
-    if calls:
-        key = " (student.date)" if section == "student" else ""  # a teacher has no such key
-        log.info("the chat template may print the date: it is %s in every prompt of this run%s", date, key)
-    return dated
-
-
-def _is_open(text: str) -> bool:
-    return text.rfind(OPEN) > text.rfind(CLOSE)
-
-
 def _is_mark(token: str) -> bool:
     """Whether a token may frame a turn: no word, no white space, no thought."""
     return len(token.strip()) > 2 and not token.strip().isalnum() and token not in (OPEN, CLOSE)
-
-
-def _common(one: str, other: str) -> str:
-    """The beginning that two texts share."""
-    end = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:end]

@@ -119,6 +119,11 @@ def embeddings(network: Any) -> int:
     return int(network.get_input_embeddings().weight.shape[0])
 
 
+def kind_of(model: PreTrainedModel) -> str:
+    """A model's type as messages name it: `qwen2 (Qwen2ForCausalLM)`."""
+    return f"{model.config.model_type} ({type(model).__name__})"
+
+
 def valid_pad(network: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The tokenizer's pad token, or none where the model has no embedding for it."""
     pad = tokenizer.pad_token_id

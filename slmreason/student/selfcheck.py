@@ -127,7 +127,7 @@ def fault_of(error: Exception) -> str:
 
 
 @contextmanager
-def checking(network: PreTrainedModel, widen: bool = True) -> Iterator[torch.dtype]:
+def exactly(network: PreTrainedModel, widen: bool = True) -> Iterator[torch.dtype]:
     """Within it: no gradient, products in full precision, windows that short sequences reach past.
 
     Args:

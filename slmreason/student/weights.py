@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-
-from slmreason.student.optimizer import HALF
+from transformers import PreTrainedModel
 
 
 def units(network: nn.Module) -> list[FSDPModule]:
@@ -20,17 +19,21 @@ def units(network: nn.Module) -> list[FSDPModule]:
     return [module for module in network.modules() if isinstance(module, FSDPModule)]
 
 
-def shard(network: nn.Module, block_names: Collection[str], mesh: DeviceMesh) -> None:
+def shard(network: nn.Module, base: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Spreads the weights over the processes of `mesh`: a unit for each block, and one for the rest.
 
     Consecutive fits share one network, so asking again does nothing.
 
+    Args:
+        base: The transformers model in `network`, which says what its blocks are.
+
     Raises:
-        ValueError: no module is of a class in `block_names`.
+        ValueError: it does not, or no module is such a block.
     """
     if units(network):
         return
-    blocks = [module for module in network.modules() if type(module).__name__ in block_names]
+    names = base._no_split_modules or ()
+    blocks = [module for module in network.modules() if type(module).__name__ in names]
     if not blocks:
         raise ValueError(f"trainer.strategy: {type(network).__name__} names no blocks to shard by")
     for module in (*blocks, network):
@@ -73,67 +76,6 @@ def merged(network: nn.Module, base: nn.Module, with_adapters: bool = True) -> I
                     yield f"{names[module]}.{name}".removeprefix("."), tensor
 
 
-class MasterWeights:
-    """Float32 copies that a fit has left of weights in half precision; the next fit goes on from them.
-
-    A weight that was changed since by something else has none.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-        self._kept: dict[str, Tensor] = {}
-        """By parameter name; not by parameter, since sharding makes other parameters."""
-
-    def keep(self, masters: Mapping[Tensor, Tensor]) -> None:
-        """Puts away copies, by parameter."""
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self._network.named_parameters()}
-        self._kept |= {names[parameter]: master for parameter, master in masters.items()}
-
-    def take(self) -> dict[Tensor, Tensor]:
-        """All copies by parameter, for an optimizer to go on from; there are none here then."""
-        taken: dict[Tensor, Tensor] = {
-            p: kept for name, p in self._network.named_parameters() if (kept := self.of(name, p)) is not None
-        }
-        self._kept.clear()
-        return taken
-
-    def of(self, name: str, parameter: Tensor) -> Tensor | None:
-        """The copy of a parameter, sharded as it is."""
-        kept = self._kept.get(name)
-        if kept is None:
-            return None
-        if isinstance(parameter, DTensor) and not isinstance(kept, DTensor):  # it was sharded since
-            kept = like(parameter, kept)
-        mine = _local(parameter.detach())
-        return kept if torch.equal(_local(kept).to(mine.device, mine.dtype), mine) else None
-
-
-@torch.no_grad()
-def trainable(network: nn.Module, masters: MasterWeights) -> Iterator[tuple[str, Tensor]]:
-    """What training changes, by parameter name: the float32 copies of what has some, else the parameters themselves.
-
-    Shards are gathered one parameter at a time, in step.
-    """
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            kept = masters.of(name, parameter)
-            tensor = parameter if kept is None else kept
-            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-@torch.no_grad()
-def put_trainable(network: nn.Module, masters: MasterWeights, state: Mapping[str, Tensor]) -> None:
-    """Puts back what `trainable` gave: all of it."""
-    copies: dict[Tensor, Tensor] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            value = like(parameter, state[name])
-            parameter.copy_(value)
-            if parameter.dtype in HALF and value.dtype == torch.float32:
-                copies[parameter] = value.clone()
-    masters.keep(copies)
-
-
 def like(parameter: Tensor, whole: Tensor) -> Tensor:
     """A whole tensor as `parameter` has it: on its device, and this process's shard of it if that is sharded."""
     moved = whole.to(parameter.device)
@@ -142,70 +84,8 @@ def like(parameter: Tensor, whole: Tensor) -> Tensor:
     return distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-class Adapter(nn.Linear):
-    """One of the two matrices of a LoRA update: kept in float32, multiplied in the precision of its input.
-
-    An update of half precision would lose most of what training adds to it. Products in float32 would double the memory
-    that a step takes, since a layer's input would be kept in float32 for the backward pass.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self.weight.to(input.dtype))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
-        """What `to`, `half` and `bfloat16` call, of this module or of one that holds it: moves, and does not round."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            changed = fn(tensor)
-            return changed if changed.itemsize >= tensor.itemsize else tensor.to(changed.device)
-
-        return super()._apply(moved, recurse)  # type: ignore[return-value]
-
-
-def keep_adapters_float32(network: nn.Module) -> None:
-    """Makes the matrices of every LoRA layer with linear maps (peft) an `Adapter`."""
-    from peft.tuners.lora import LoraLayer  # slow to import, and most commands do without
-
-    for layer in [module for module in network.modules() if isinstance(module, LoraLayer)]:
-        for pair in (layer.lora_A, layer.lora_B):
-            for name, linear in pair.items():
-                if type(linear) is nn.Linear and linear.bias is None:
-                    pair[name] = _adapter(linear)
-                    layer.cast_input_dtype_enabled = False  # peft would cast the input to float32
-
-
-def _adapter(linear: nn.Linear) -> Adapter:
-    adapter = Adapter(linear.in_features, linear.out_features, bias=False, device="meta")
-    adapter.weight = linear.weight
-    return adapter
-
-
-class FrozenWeights:
-    """A copy of a network's weights, each process's shards alone, that can change places with the present ones."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-        self._frozen = [_local(parameter).detach().clone() for parameter in self._parameters()]
-
-    def swap(self) -> None:
-        """Exchanges the two: no second network, and no copy unless the weights are sharded."""
-        for index, parameter in enumerate(self._parameters()):
-            frozen = self._frozen[index]
-            if isinstance(parameter, DTensor):  # FSDP keeps views of its shards, so they must stay where they are
-                local = _local(parameter).data
-                self._frozen[index] = local.clone()
-                local.copy_(frozen)
-            else:
-                parameter.data, self._frozen[index] = frozen, parameter.data
-
-    def _parameters(self) -> list[nn.Parameter]:
-        """Every parameter, as shards if there are any: FSDP leaves one unit whole after a forward pass."""
-        for unit in units(self._network):
-            unit.reshard()
-        return list(self._network.parameters())
-
-
-def _local(parameter: Tensor) -> Tensor:
+def local_part(parameter: Tensor) -> Tensor:
+    """What this process has of a parameter: its shard, or all of it."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 

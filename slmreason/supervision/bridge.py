@@ -16,6 +16,7 @@ from slmreason.student import Student
 from slmreason.supervision.checks import BY_HEART, NOT_USABLE, TOO_LONG, trace_fault
 from slmreason.supervision.handover import Handover, first_steps, hand_over
 from slmreason.supervision.learnability import score_traces
+from slmreason.supervision.written import count_written
 from slmreason.teacher.base import Teacher
 from slmreason.teacher.dataset import dataset_solution
 from slmreason.verify.rewards import RewardFn
@@ -198,7 +199,7 @@ class Bridge:
         for problem, text in zip(missing, answers, strict=True):
             texts[problem.id] = text
             if text != problem.trace:  # a trace that came with the dataset costs nothing
-                self.student.count_written([text])
+                count_written(self.student, [text])
         return [texts[problem.id] for problem in problems]
 
     def _add_others(self, proposals: Sequence[Proposals], traces: Sequence[Trace]) -> None:

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from slmreason.records import Critique, CritiqueKind, Diagnosis, Example, Fault, Problem, RolloutGroup
 from slmreason.student import Student
 from slmreason.supervision.checks import NO_NEW_TRACE, NO_REPAIR, diagnosis_fault, trace_fault
+from slmreason.supervision.written import count_written
 from slmreason.teacher.base import Teacher
 from slmreason.verify.rewards import RewardFn, read_answer
 
@@ -127,7 +128,7 @@ class Critic:
         problems, attempts = [problem for problem, _ in pairs], [text for _, text in pairs]
         traces = self.teacher.new_trace(problems)
         diagnoses = self.teacher.locate(problems, attempts)
-        self.student.count_written([*traces, *(diagnosis.explanation for diagnosis in diagnoses if diagnosis)])
+        count_written(self.student, [*traces, *(diagnosis.explanation for diagnosis in diagnoses if diagnosis)])
         drafts = []
         for problem, attempt, diagnosis, trace in zip(problems, attempts, diagnoses, traces, strict=True):
             prefix = prefix_before(attempt, diagnosis.wrong_step) if diagnosis else None
@@ -140,7 +141,7 @@ class Critic:
             [draft.prefix or "" for draft in drafts],
             [draft.diagnosis for draft in drafts if draft.diagnosis is not None],
         )
-        self.student.count_written(repairs)
+        count_written(self.student, repairs)
         for draft, repair in zip(drafts, repairs, strict=True):
             draft.repair = repair
 
@@ -196,10 +197,9 @@ def _render(kind: CritiqueKind, record: Critique, student: Student) -> tuple[tup
         "verdict": record.diagnosis.verdict,
     }
     if kind == "diagnosis":
-        return student.encode_prompt(_template("diagnosis").render(fields)), _template("diagnosis_target").render(
-            fields
-        )
-    return student.encode_prompt(_template("repair").render(fields)), record.repair or ""
+        target = _template("diagnosis_target").render(fields)
+        return student.chat.prompt(_template("diagnosis").render(fields)), target
+    return student.chat.prompt(_template("repair").render(fields)), record.repair or ""
 
 
 @cache

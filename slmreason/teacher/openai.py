@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import ipaddress
 import json
 import logging
-import os
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,22 +16,20 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from slmreason.records import Problem
 from slmreason.run.folder import checked_folder
 from slmreason.run.progress import counting
-from slmreason.runtime.redact import MIN_CHARS, hide, redact
+from slmreason.runtime.redact import hide
+from slmreason.teacher.access import checked_url, is_loopback, read_key, redaction
+from slmreason.teacher.answers import AnswerFile
 from slmreason.teacher.completions import content_text, is_content, refusal_in
+from slmreason.teacher.patience import NotAsked, Patience, failure_of
 from slmreason.teacher.prompted import Answer, Conversation, Failure, LLMTeacher, TeacherError
 
 log = logging.getLogger(__name__)
 
 NOT_INSTALLED = "teacher: APITeacher needs the package openai, which is not installed: pip install 'slmreason[api]'"
-PATIENCE = 20
-"""So many requests in a row without an answer, each with all its retries, and the API is given up."""
-HOPELESS = {401: "api_key_env", 402: "the account", 403: "api_key_env", 404: "base_url and model"}
-"""Statuses that every further request would get too, and what to check then."""
 STOPPED = "the teacher was stopped"
 CHARS_PER_TOKEN = 4
 CONNECT_S = 10.0
@@ -62,20 +57,8 @@ class Spent:
         )
 
 
-class _NotAsked(Failure):
-    """A budget is used up, or the teacher was stopped."""
-
-
 class _Halt(BaseException):
     """Stops a request between two attempts. Not an Exception: older versions of the library would retry on it."""
-
-
-class _Refused(Failure):
-    """The API does not like this request. It may like others, if it has liked any."""
-
-
-class _Hopeless(Failure):
-    """No other request will fare better."""
 
 
 class APITeacher(LLMTeacher):
@@ -147,12 +130,7 @@ class APITeacher(LLMTeacher):
         hide(key or "", api_key_env)
         self._lock = threading.Lock()
         self._stopped = False
-        self._in_a_row = 0
-        self._last_failure: str | None = None
-        self._given_up: str | None = None
-        """Why asking on is of no use."""
-        self._heard = False
-        """Some request has been answered, now or in an earlier run: the API is there and the parameters are right."""
+        self._patience = Patience()
 
     def chat(self, kind: str, conversations: Sequence[Conversation]) -> list[Answer | Failure]:
         """See `LLMTeacher.chat`. What is on disk is not asked for, and nothing is asked for twice.
@@ -162,7 +140,7 @@ class APITeacher(LLMTeacher):
         """
         keys = [self._digest(conversation) for conversation in conversations]
         results: dict[str, Answer | Failure] = {key: kept for key in keys if (kept := self._answers.get(key))}
-        self._heard |= bool(results)
+        self._patience.heard |= bool(results)
         wanted = {key: c for key, c in zip(keys, conversations, strict=True) if key not in results}
         began, before, on_disk = time.monotonic(), replace(self.spent), len(results)
         if wanted:
@@ -207,7 +185,7 @@ class APITeacher(LLMTeacher):
         """
         began, before = time.monotonic(), replace(self.spent)
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="teacher")
-        self._stopped, self._given_up = False, None
+        self._stopped, self._patience.given_up = False, None
         with counting(f"teacher {kind}", len(wanted)) as advance:
             try:
                 asked = {pool.submit(self._request, key, conversation): key for key, conversation in wanted.items()}
@@ -216,7 +194,8 @@ class APITeacher(LLMTeacher):
                     rate = number / max(time.monotonic() - began, 1e-3)
                     advance(1, f"{rate:.1f} requests/s, {self._words(self.spent - before)}")
                     # A server that never answered anything is not there, however few have asked.
-                    hopeless = self._given_up or (number == len(wanted) and not self._heard and self._last_failure)
+                    is_silent = number == len(wanted) and not self._patience.heard
+                    hopeless = self._patience.given_up or (is_silent and self._patience.last_failure)
                     if hopeless:
                         raise TeacherError(f"the teacher {self.model} at {self.base_url} cannot be asked: {hopeless}")
             finally:
@@ -227,25 +206,13 @@ class APITeacher(LLMTeacher):
         """One request with its retries, in a thread of its own; its answer is on disk when this returns."""
         result = self._answer(key, conversation)
         with self._lock:
-            self._learn_from(result)
+            self._patience.learn_from(result)
+            self._stopped |= self._patience.given_up is not None
         return result
-
-    def _learn_from(self, result: Answer | Failure) -> None:
-        """Gives up where further requests would fare no better."""
-        if isinstance(result, Answer):
-            self._in_a_row, self._heard = 0, True
-        elif not isinstance(result, _NotAsked) and not (isinstance(result, _Refused) and self._heard):
-            self._in_a_row += 1
-            self._last_failure = f"{self._in_a_row} requests in a row got no answer, the last one: {result.reason}"
-            if isinstance(result, _Hopeless):
-                self._given_up = self._given_up or result.reason
-            elif self._in_a_row >= PATIENCE:
-                self._given_up = self._given_up or self._last_failure
-            self._stopped |= self._given_up is not None
 
     def _answer(self, key: str, conversation: Conversation) -> Answer | Failure:
         if (reason := self._no_more()) is not None:
-            return _NotAsked(reason)
+            return NotAsked(reason)
         import openai
 
         try:
@@ -254,9 +221,9 @@ class APITeacher(LLMTeacher):
                 model=self.model, messages=conversation, extra_body=self.parameters
             )
         except openai.OpenAIError as error:
-            return self._failure(error)
+            return failure_of(error, self._patience.heard, self.timeout_s)
         except _Halt as halt:
-            return _NotAsked(str(halt))
+            return NotAsked(str(halt))
         # Servers leave out what they have nothing to say about.
         choice, usage = completion.choices[0], completion.usage
         content, ended = getattr(choice.message, "content", None), getattr(choice, "finish_reason", None)
@@ -307,23 +274,7 @@ class APITeacher(LLMTeacher):
             return f"budget of {self.max_tokens} tokens is used up"
         return STOPPED if self._stopped else None
 
-    # -- failures and reports ---------------------------------------------------------------------------------------
-
-    def _failure(self, error: Exception) -> Failure:
-        """What an error of the library means, without the key: servers quote it, whole or in part."""
-        import openai
-
-        if isinstance(error, openai.APIStatusError):
-            status, phrase = error.status_code, error.response.reason_phrase
-            reason = redact(f"HTTP {status} {phrase}: {error.message}")[:500]
-            if status == 403 and self._heard:
-                return Failure(reason)  # some refuse with it what they take for indecent
-            if status in HOPELESS or error.code == "insufficient_quota":
-                return _Hopeless(f"{reason}; check {HOPELESS.get(status, 'the account')}")
-            return Failure(reason) if status >= 500 or status in (408, 409, 429) else _Refused(reason)
-        if isinstance(error, openai.APITimeoutError):
-            return Failure(f"no answer within {self.timeout_s:g} s")
-        return Failure(redact(f"{error} {error.__cause__ or ''}")[:500])
+    # -- reports ----------------------------------------------------------------------------------------------------
 
     def _words(self, spent: Spent) -> str:
         cost = f", about {self.cost(spent):.2f} USD" if self.cost(spent) else ""
@@ -332,7 +283,7 @@ class APITeacher(LLMTeacher):
     def _report(
         self, kind: str, results: Sequence[Answer | Failure], on_disk: int, before: Spent, seconds: float
     ) -> None:
-        not_asked = sum(isinstance(result, _NotAsked) for result in results)
+        not_asked = sum(isinstance(result, NotAsked) for result in results)
         failed = sum(isinstance(result, Failure) for result in results) - not_asked
         asked, spent = len(results) - not_asked, self.spent - before
         log.info(
@@ -359,115 +310,3 @@ def _refuse_broken(response: Any) -> None:
 def guess_tokens(conversation: Conversation) -> int:
     """Tokens of a conversation, estimated from its characters."""
     return sum(len(message["content"]) for message in conversation) // CHARS_PER_TOKEN
-
-
-def checked_url(base_url: str) -> str:
-    """The address without a slash at its end.
-
-    Raises:
-        ValueError: it is no http address, or it holds a password, which would end up in every config.
-    """
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"teacher.base_url: {base_url!r} is no address such as http://127.0.0.1:8000/v1")
-    if parts.username or parts.password or parts.query:
-        raise ValueError("teacher.base_url: keys and passwords do not belong here; see api_key_env")
-    return base_url.rstrip("/")
-
-
-def is_loopback(base_url: str) -> bool:
-    """True when an address is on this machine."""
-    host = urlsplit(base_url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def read_key(variable: str, base_url: str) -> str | None:
-    """The key from the environment; None where there is none and the API is on this machine.
-
-    Raises:
-        ValueError: there is none, or it is no key; the message names the variable and never holds the key.
-    """
-    if not re.fullmatch(r"[A-Za-z_]\w*", variable, re.ASCII):
-        raise ValueError(
-            "teacher.api_key_env: this is no name of an environment variable; the key does not belong here"
-        )
-    key = os.environ.get(variable, "").strip()
-    if not key and not is_loopback(base_url):
-        raise ValueError(f"teacher: the environment variable {variable} (api_key_env) has no key for {base_url}")
-    if not re.fullmatch(r"[\w.~+/=:|@-]*", key, re.ASCII):  # what would be escaped in an error could not be found there
-        raise ValueError(f"teacher: what the environment variable {variable} holds is no key")
-    return key or None
-
-
-def redaction(key: str | None, variable: str) -> Callable[[str], str]:
-    """Puts the variable's name in the place of the key in an answer, and leaves the rest of it as it is."""
-    if key is None or len(key) < MIN_CHARS:
-        return lambda text: text
-    return lambda text: text.replace(key, f"[{variable}]")
-
-
-class AnswerFile:
-    """Answers by the request they answer, as JSONL. Appended to and synced one at a time; any thread may."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        self._kept: dict[str, Answer] | None = None
-        self._output_tokens: list[int] = []
-
-    def get(self, key: str) -> Answer | None:
-        with self._lock:
-            return self._read().get(key)
-
-    def prepare(self) -> None:
-        """Makes the file if it is not there, and ends its last line, which a crash may have torn.
-
-        Where it cannot be written, that is an error before anything is paid for.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab+") as file:
-            file.seek(max(0, file.tell() - 1))
-            if file.read() not in (b"", b"\n"):
-                file.write(b"\n")
-
-    def put(self, key: str, answer: Answer, facts: Mapping[str, Any]) -> None:
-        """Adds an answer, after `prepare`; it is on the disk when this returns."""
-        row = {"key": key, "text": answer.text, "truncated": answer.truncated, **facts}
-        if answer.refusal is not None:
-            row["refusal"] = answer.refusal
-        with self._lock:
-            kept = self._read()
-            # Without a buffer a line is one write, which another run with the same file cannot get into.
-            with open(self.path, "ab", buffering=0) as file:
-                file.write(json.dumps(row).encode() + b"\n")
-                os.fsync(file.fileno())
-            kept[key] = answer
-            self._output_tokens.append(int(row.get("output_tokens", 0)))
-
-    def mean_tokens(self) -> int | None:
-        """Tokens of an answer on average; None where there is no answer yet."""
-        with self._lock:
-            self._read()
-            return round(sum(self._output_tokens) / len(self._output_tokens)) if self._output_tokens else None
-
-    def _read(self) -> dict[str, Answer]:
-        """Reads the file when it is first needed: only one of several processes asks."""
-        if self._kept is not None:
-            return self._kept
-        self._kept, broken = {}, 0
-        for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
-            try:
-                row = json.loads(line)
-                answer = Answer(row["text"], row["truncated"], row.get("refusal"))
-                key, tokens = row["key"], int(row["output_tokens"])
-            except (ValueError, LookupError, TypeError):
-                broken += bool(line.strip())
-                continue
-            self._kept.setdefault(key, answer)
-            self._output_tokens.append(tokens)
-        if broken:
-            log.warning("%s: %d lines cannot be read; their answers are asked for again", self.path, broken)
-        return self._kept

@@ -172,7 +172,7 @@ def off_by_a_hundredth(*args: Any) -> tuple[Tensor, Tensor]:
     [
         ("mask", "benchmarks.gpu_sections.numbers.collate", continued),
         ("decode", "slmreason.rollout.transformers.sample", off_by_a_hundredth),
-        ("lora", "slmreason.student.weights.Adapter._apply", torch.nn.Linear._apply),
+        ("lora", "slmreason.student.lora.Adapter._apply", torch.nn.Linear._apply),
         ("resume", "slmreason.student.optimizer.MasterAdamW.load_state_dict", torch.optim.AdamW.load_state_dict),
     ],
 )

@@ -57,7 +57,7 @@ def test_the_estimate_is_within_a_fifth_of_the_peak(
 def expected_and_measured(student: Student, precision: str, batch: PackedBatch) -> tuple[float, float]:
     """Bytes of a training step: by the estimate, and as PyTorch allocates them."""
     student.train()
-    optimizer = make_adamw(student.trainable_parameters(), 1e-5, 0.0)
+    optimizer = make_adamw(student.trained.parameters(), 1e-5, 0.0)
 
     def pass_through() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision.endswith("mixed")):
@@ -66,7 +66,7 @@ def expected_and_measured(student: Student, precision: str, batch: PackedBatch) 
 
     pass_through()
     optimizer.step()  # from here on weights, gradients, moments and copies are there
-    there = [*student.network.parameters(), *(p.grad for p in student.trainable_parameters() if p.grad is not None)]
+    there = [*student.network.parameters(), *(p.grad for p in student.trained.parameters() if p.grad is not None)]
     there += [value for state in optimizer.state.values() for value in state.values() if value.ndim]
     measured = sum(tensor.nbytes for tensor in there) + peak_bytes(pass_through)
     return estimate(shape_of(student, precision), batch.input_ids.numel()).in_training, measured

@@ -245,9 +245,9 @@ def test_the_engine_gets_the_weights_before_each_sampling_and_not_after_the_last
 @pytest.mark.parametrize("lora", [None, Lora(r=4, alpha=8)])
 def test_kl_term_pulls_toward_the_reference(lora: Lora | None) -> None:
     student = Student("embedded:qwen2", instruction="", lora=lora)
-    student.freeze_reference()
+    student.reference_policy.freeze()
     with torch.no_grad():
-        for parameter in student.trainable_parameters():
+        for parameter in student.trained.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     groups = made_groups(student)
     plain, penalised = grpo(student), grpo(student, kl=0.5)
@@ -256,7 +256,7 @@ def test_kl_term_pulls_toward_the_reference(lora: Lora | None) -> None:
     with_kl, metrics = penalised.policy_step(batch)
     with torch.no_grad():
         policy = student.score(batch.packed).log_probs
-        with student.reference():
+        with student.reference_policy.answering():
             base = student.score(batch.packed).log_probs
     k3 = torch.tensor([reference.k3(p, b) for p, b in zip(policy.tolist(), base.tolist(), strict=True)])
     assert (with_kl - without).item() == pytest.approx(0.5 * (batch.weights * k3).sum().item(), rel=1e-3)

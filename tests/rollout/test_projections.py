@@ -122,7 +122,7 @@ def test_folding_is_undone_bit_for_bit_whatever_happens_within() -> None:
     batch = collate([example], 0)
     with torch.no_grad():
         after = student.score(batch).log_probs
-        with student.reference():
+        with student.reference_policy.answering():
             base = student.score(batch).log_probs
     assert not torch.allclose(after, base)
     plain = Student("embedded:qwen2", instruction="")
@@ -143,7 +143,7 @@ def test_folded_weights_give_a_plain_forward_the_same_logits() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_adapters_that_are_off_stay_off(dtype: Literal["float32", "bfloat16"]) -> None:
     student = with_adapters(dtype)
-    with student.reference():
+    with student.reference_policy.answering():
         expected = logits_after(student, None)
         with folded(student) as are_folded:
             assert not are_folded

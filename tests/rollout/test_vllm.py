@@ -103,7 +103,7 @@ def train(student: Student, steps: int = 2, learning_rate: float = 1e-2) -> None
         for number, prompt in enumerate(prompts_for(student))
     ]
     batch = collate(examples, student.pad_token_id)
-    optimizer = torch.optim.SGD(student.trainable_parameters(), lr=learning_rate, momentum=0.9)
+    optimizer = torch.optim.SGD(student.trained.parameters(), lr=learning_rate, momentum=0.9)
     for _ in range(steps):
         optimizer.zero_grad()
         (-student.score(batch).log_probs.mean()).backward()

@@ -173,7 +173,7 @@ def test_two_steps_and_two_more_are_four_in_half_precision(tmp_path: Path, lora:
     assert trainer.global_step == 4
     assert equal(list(resumed.parameters()), list(straight.parameters()))
     assert equal(rest.state, whole_way.state)
-    trained = resumed.trainable_parameters()
+    trained = resumed.trained.parameters()
     if lora is None:
         assert rest.copies.keys() == set(trained)
         assert all(torch.equal(copy.to(torch.bfloat16), weight) for weight, copy in rest.copies.items())
@@ -205,10 +205,10 @@ def test_a_fused_step_leaves_unscaling_and_clipping_to_lightning(monkeypatch: py
 
 
 def test_adapters_are_moved_and_never_rounded(lora_student: Student) -> None:
-    before = [parameter.detach().clone() for parameter in lora_student.trainable_parameters()]
+    before = [parameter.detach().clone() for parameter in lora_student.trained.parameters()]
     for convert in (lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.to("cpu", torch.bfloat16)):
         convert(lora_student)
-        assert equal(lora_student.trainable_parameters(), before)
+        assert equal(lora_student.trained.parameters(), before)
     assert {p.dtype for p in lora_student.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
@@ -245,18 +245,18 @@ def test_the_next_fit_goes_on_from_the_copies_and_not_from_the_rounded_weights(t
     first, second = Watches(), Watches()
     trainer = fit(student, first)
     assert trainer.optimizers[0].state == {}  # the moments are let go
-    saved = {name: tensor.clone() for name, tensor in student.trainable_state()}
+    saved = {name: tensor.clone() for name, tensor in student.trained.state()}
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     fit(student, second)
 
     again, third = Student("embedded:qwen2", instruction=""), Watches()
     again.to(torch.bfloat16)
-    again.load_trainable_state(saved, "saved")
+    again.trained.load(saved, "saved")
     fit(again, third)
     assert equal(third.state, second.state)
     rounded, fourth = Student("embedded:qwen2", instruction=""), Watches()
     rounded.to(torch.bfloat16)
-    rounded.load_trainable_state({name: tensor.bfloat16() for name, tensor in saved.items()}, "rounded")
+    rounded.trained.load({name: tensor.bfloat16() for name, tensor in saved.items()}, "rounded")
     fit(rounded, fourth)
     assert not equal(fourth.state, second.state)
 
@@ -268,4 +268,4 @@ def test_a_copy_of_a_weight_that_was_changed_since_is_not_used() -> None:
         for parameter in student.parameters():
             parameter.mul_(2)
     assert all(torch.equal(tensor, dict(student.network.named_parameters())[name])
-               for name, tensor in student.trainable_state())  # fmt: skip
+               for name, tensor in student.trained.state())  # fmt: skip

@@ -172,38 +172,12 @@ def test_a_base_model_without_template_gets_a_plain_one(embedded_copy: Callable[
     assert student.tokenizer.decode(list(student.encode_question("1+1?"))) == "1+1?\n\n"
 
 
-def test_reference_of_lora_is_the_base_with_adapters_off(lora_student: Student, student: Student) -> None:
-    batch = collate(examples_for(student), student.pad_token_id)
-    with torch.no_grad():
-        base = student.score(batch).log_probs
-        policy = lora_student.score(batch).log_probs
-        with lora_student.reference():
-            reference = lora_student.score(batch).log_probs
-    torch.testing.assert_close(reference, base, rtol=0, atol=0)
-    assert (policy - base).abs().max() > 1e-3
-
-
-def test_frozen_reference_stays_while_the_policy_moves(student: Student) -> None:
-    batch = collate(examples_for(student), student.pad_token_id)
-    before = student.score(batch).log_probs.detach()
-    with pytest.raises(RuntimeError, match="freeze_reference"), student.reference():
-        pass
-    student.freeze_reference()
-    with torch.no_grad():
-        student.trainable_parameters()[0].add_(0.1)
-        with student.reference():
-            reference = student.score(batch).log_probs
-    torch.testing.assert_close(reference, before, rtol=0, atol=0)
-    assert not torch.equal(student.score(batch).log_probs, before)
-    assert not any("_reference" in name for name in student.state_dict())
-
-
 @pytest.mark.parametrize("lora", [None, Lora(r=4, alpha=8)])
 def test_saved_folder_loads_with_plain_transformers_and_scores_the_same(tmp_path: Path, lora: Lora | None) -> None:
     torch.manual_seed(0)
     student = Student("embedded:llama", instruction="", lora=lora)
     with torch.no_grad():
-        for parameter in student.trainable_parameters():
+        for parameter in student.trained.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     student.save(tmp_path)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
@@ -230,7 +204,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(student: Student) -> Non
     batch = collate(examples_for(student), student.pad_token_id)
     for each in (student, other):
         each.score(batch).log_probs.sum().backward()
-    for mine, theirs in zip(student.trainable_parameters(), other.trainable_parameters(), strict=True):
+    for mine, theirs in zip(student.trained.parameters(), other.trained.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-5)
 
 

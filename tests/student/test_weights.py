@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from slmreason.records import Example
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
-from slmreason.student import Lora, Student
+from slmreason.student import Lora, Student, weights
 from slmreason.student.packing import collate
 from slmreason.student.weights import units
 from tests.models import make_checkpoint
@@ -41,7 +41,7 @@ def make_student(folder: Path, family: str = "llama3", lora: bool = False) -> St
 
 
 def shard(student: Student) -> None:
-    student.shard(init_device_mesh("cpu", (1,)))
+    weights.shard(student.network, student.base_model, init_device_mesh("cpu", (1,)))
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen2.5-base", "gemma"])  # tied, untied, tied with scaled embeddings
@@ -96,7 +96,7 @@ def test_sampling_and_scores_are_the_same_sharded_and_whole(tmp_path: Path, grou
     batch = collate([Example(p, plain.encode_target("4"), "", "teacher") for p in prompts], plain.pad_token_id)
     for student in (plain, sharded):
         student.train()
-        optimizer = torch.optim.SGD(student.trainable_parameters(), lr=0.5)
+        optimizer = torch.optim.SGD(student.trained.parameters(), lr=0.5)
         for _ in range(2):  # sampled between two steps: no unit may stay whole with old weights
             optimizer.zero_grad()
             (-student.score(batch).log_probs.mean()).backward()
@@ -112,17 +112,17 @@ def test_the_frozen_reference_answers_between_forward_and_backward(tmp_path: Pat
         shard(student)
     batch = collate([Example(student.encode_question("1?"), student.encode_target("4"), "", "")], 0)
     frozen = untouched.score(batch).log_probs.detach()
-    optimizer = torch.optim.SGD(student.trainable_parameters(), lr=0.5)
-    student.freeze_reference()
+    optimizer = torch.optim.SGD(student.trained.parameters(), lr=0.5)
+    student.reference_policy.freeze()
     gradients = []
     for with_reference in (True, False, True):
         optimizer.zero_grad()
         loss = -student.score(batch).log_probs.mean()
         if with_reference:
-            with torch.no_grad(), student.reference():
+            with torch.no_grad(), student.reference_policy.answering():
                 torch.testing.assert_close(student.score(batch).log_probs, frozen, rtol=0, atol=1e-6)
         loss.backward()
-        gradients.append([p.grad.clone() for p in student.trainable_parameters() if p.grad is not None])
+        gradients.append([p.grad.clone() for p in student.trained.parameters() if p.grad is not None])
         if not with_reference:
             optimizer.step()
     for with_it, without in zip(*gradients[:2], strict=True):
@@ -135,13 +135,13 @@ def test_state_goes_to_a_fresh_student_and_a_wrong_one_is_refused(tmp_path: Path
     student = make_student(tmp_path, lora=True)
     if sharded:
         shard(student)
-    state = {name: tensor.clone() for name, tensor in student.trainable_state()}
+    state = {name: tensor.clone() for name, tensor in student.trained.state()}
     assert state
     assert all("lora_" in name for name in state)
     fresh = Student(str(tmp_path / "llama3"), lora=Lora(r=4, alpha=8))
-    fresh.load_trainable_state(state, "weights.safetensors")
+    fresh.trained.load(state, "weights.safetensors")
     ours, theirs = ({name: w.clone() for name, w in each.weights()} for each in (student, fresh))
     assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
     other = Student(str(tmp_path / "llama3"), lora=Lora(r=8, alpha=8))
     with pytest.raises(ValueError, match=r"weights.safetensors: not the weights of this student, first at .*lora_A"):
-        other.load_trainable_state(state, "weights.safetensors")
+        other.trained.load(state, "weights.safetensors")

@@ -28,7 +28,8 @@ from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
 from slmreason.supervision.bridge import Bridge, BridgeSettings, Material
 from slmreason.supervision.critique import Critic, CritiqueSettings
-from slmreason.teacher.openai import PATIENCE, APITeacher
+from slmreason.teacher.openai import APITeacher
+from slmreason.teacher.patience import PATIENCE
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.teacher.prompted import Answer, TeacherError
 from slmreason.verify.answers import is_correct
@@ -637,7 +638,7 @@ def test_two_runs_may_share_the_file_and_each_line_is_whole(tmp_path: Path) -> N
     script.write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from slmreason.teacher.openai import AnswerFile\n"
+        "from slmreason.teacher.answers import AnswerFile\n"
         "from slmreason.teacher.prompted import Answer\n"
         "file = AnswerFile(Path(sys.argv[1]))\n"
         "file.prepare()\n"

@@ -37,7 +37,7 @@ def write_adapters(student: Student, folder: Path) -> None:
     """Writes the adapters in peft's form, float32. Shards are gathered: every process must call it, in step."""
     from peft import get_peft_model_state_dict
 
-    gathered = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in student.trainable_state()}
+    gathered = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in student.trained.state()}
     state = get_peft_model_state_dict(student.network, state_dict=gathered, save_embedding_layers=False)
     folder.mkdir(exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors")
