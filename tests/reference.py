@@ -6,11 +6,34 @@ import math
 
 
 def advantages(rewards: list[float], scaled: bool, epsilon: float = 1e-4) -> list[float]:
+    return scaled_advantages(rewards, "group" if scaled else "none", rewards, epsilon)
+
+
+def scaled_advantages(
+    rewards: list[float], scale: str, step_rewards: list[float], epsilon: float = 1e-4
+) -> list[float]:
     mean = sum(rewards) / len(rewards)
-    if not scaled:
-        return [reward - mean for reward in rewards]
-    variance = sum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - 1)
-    return [(reward - mean) / (math.sqrt(variance) + epsilon) for reward in rewards]
+    centred = [reward - mean for reward in rewards]
+    if scale == "none":  # 2503.20783
+        return centred
+    if scale == "rloo":  # 2402.14740: less the mean of the others
+        return [reward - (sum(rewards) - reward) / (len(rewards) - 1) for reward in rewards]
+    if scale == "maxrl":  # 2602.02710
+        return [value / mean if mean > 0 else 0.0 for value in centred]
+    over = rewards if scale == "group" else step_rewards
+    return [value / (deviation(over) + epsilon) for value in centred]
+
+
+def deviation(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def overlong(length: int, limit: int, cache: int) -> float:
+    """2503.14476 eq. 13"""
+    if length <= limit - cache:
+        return 0.0
+    return ((limit - cache) - length) / cache if length <= limit else -1.0
 
 
 def clipped(ratio: float, advantage: float, low: float, high: float) -> float:
@@ -25,8 +48,33 @@ def loss(
     low: float,
     high: float,
     max_tokens: int,
+    held: list[list[float]] | None = None,
+    cap: float = 1.2,
+    temperatures: tuple[float, float] = (0.9, 1.3),
 ) -> float:
-    """The objective of each paper, negated. `new[i][t]`, `old[i][t]`: log-probs; `advantage[i]`: of completion i."""
+    """The objective of each paper, negated. `new[i][t]`, `old[i][t]`: log-probs; `advantage[i]`: of completion i.
+
+    `held[i][t]`: new log-probs where a paper stops the gradient, as CISPO does in the ratio.
+    """
+    if kind == "gmpo":  # 2507.20673: the geometric mean of ratios clipped on one side
+        terms = []
+        for n, o, a in zip(new, old, advantage, strict=True):
+            ratios = [math.exp(x - y) for x, y in zip(n, o, strict=True)]
+            kept = [min(r, math.exp(high)) if a > 0 else max(r, math.exp(-low)) for r in ratios]
+            terms.append(math.prod(kept) ** (1 / len(kept)) * a)
+        return -sum(terms) / len(terms)
+    if kind == "sapo":  # 2511.20347
+        terms = []
+        for n, o, a in zip(new, old, advantage, strict=True):
+            t = temperatures[0] if a > 0 else temperatures[1]
+            gates = [4 / t / (1 + math.exp(-t * (math.exp(x - y) - 1))) for x, y in zip(n, o, strict=True)]
+            terms.append(sum(gates) / len(gates) * a)
+        return -sum(terms) / len(terms)
+    if kind == "cispo":  # 2506.13585
+        total = 0.0
+        for n, o, h, a in zip(new, old, held or new, advantage, strict=True):
+            total += sum(min(math.exp(z - y), cap) * a * x for x, y, z in zip(n, o, h, strict=True))
+        return -total / sum(len(n) for n in new)
     if kind == "gspo":  # 2507.18071 eq. 5 and 7
         terms = []
         for n, o, a in zip(new, old, advantage, strict=True):
@@ -43,6 +91,17 @@ def loss(
         return -sum(sum(row) for row in rows) / sum(len(row) for row in rows)
     assert kind == "dr_grpo"  # 2503.20783
     return -sum(sum(row) for row in rows) / (len(rows) * max_tokens)
+
+
+def supervised(kind: str, new: list[float], old: list[float], held: list[float], high: float) -> float:
+    """The mean loss of target tokens; `held`: new log-probs where a paper stops the gradient."""
+    if kind == "dft":  # 2508.05629
+        return -sum(math.exp(h) * n for n, h in zip(new, held, strict=True)) / len(new)
+    if kind == "psft":  # 2508.17784
+        ratios = [math.exp(n - o) for n, o in zip(new, old, strict=True)]
+        return -sum(clipped(ratio, 1.0, 0.2, high) for ratio in ratios) / len(new)
+    assert kind == "nll"
+    return -sum(new) / len(new)
 
 
 def k3(new: float, reference: float) -> float:

@@ -298,7 +298,7 @@ def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(fit, "GRPOModule", GRPOModule)  # put back what cispo.py puts in its place
+    monkeypatch.setattr(fit, "GRPOModule", GRPOModule)  # put back what two_sided.py puts in its place
     monkeypatch.setattr("slmreason.runtime.preemption.listen", lambda: None)
     yield tmp_path
     KNOWN.pop("lemonade", None)
@@ -411,13 +411,13 @@ def test_the_engine_of_the_docs_trains(example: Path) -> None:
 
 
 def test_the_loss_of_the_docs_is_trained_on(example: Path) -> None:
-    run_documented("cispo.py", *TINY, FEW)
-    assert read_column("runs/cispo", "grpo/capped")
-    assert min(read_column("runs/cispo", "grpo/gradient_norm")) > 0
+    run_documented("two_sided.py", *TINY, FEW)
+    assert read_column("runs/two-sided", "grpo/capped")
+    assert min(read_column("runs/two-sided", "grpo/gradient_norm")) > 0
 
 
 def test_the_loss_of_the_docs_against_its_formula(example: Path) -> None:
-    from cispo import cispo  # type: ignore[import-not-found]
+    from two_sided import two_sided  # type: ignore[import-not-found]
 
     old, advantages, weights = (
         torch.tensor([-1.0, -2.0, -0.5]),
@@ -425,12 +425,11 @@ def test_the_loss_of_the_docs_against_its_formula(example: Path) -> None:
         torch.tensor([0.2, 0.3, 0.5]),
     )
     new = (old + torch.tensor([0.0, 1.0, -0.3])).requires_grad_()
-    loss = cispo(new, old, advantages, weights, cap=1.28)
+    loss = two_sided(new, old, advantages, weights, cap=2.0)
     loss.backward()
-    ratios = [1.0, 1.28, 0.740818]
-    theirs = [-w * r * a for w, r, a in zip(weights.tolist(), ratios, advantages.tolist(), strict=True)]
-    torch.testing.assert_close(new.grad, torch.tensor(theirs), rtol=1e-5, atol=1e-6)
-    assert loss.item() == pytest.approx(sum(g * p for g, p in zip(theirs, new.tolist(), strict=True)), rel=1e-5)
+    # Ratios 1, 2.718 and 0.741: the second is capped at 2 and pulls no more, the others are within all bounds.
+    assert loss.item() == pytest.approx(-(0.2 * 1 + 0.3 * -2 + 0.5 * 2 * 0.740818), rel=1e-5)
+    torch.testing.assert_close(new.grad, torch.tensor([-0.2, 0.0, -0.740818]), rtol=1e-5, atol=1e-6)
 
 
 def read_column(run: str, name: str) -> list[float]:

@@ -39,12 +39,12 @@ COMMON: dict[str, Keys] = {
         ("sft.learning_rate", "number", "grpo.learning_rate and cft.learning_rate likewise"),
         ("grpo.group_size", "whole number", "rollouts of a problem"),
         ("grpo.max_completion_tokens", "whole number", "a rollout is cut here"),
-        ("grpo.loss", "choice", "grpo, dr_grpo, dapo, gspo"),
+        ("grpo.loss", "choice", "grpo, dr_grpo, dapo, gspo, cispo, sapo, gmpo"),
     ),
     "classes": (
         ("rollout", "class", "HFEngine or VLLMEngine; --rollout.help CLASS lists its options"),
         ("teacher", "class or null", "TraceTeacher, APITeacher, VLLMTeacher, ProceduralTeacher"),
-        ("reward", "class", "AnswerReward or your own"),
+        ("reward", "class or list", "AnswerReward, your own, or terms such as {fn: my.py:brevity, weight: 0.2}"),
     ),
     "Lightning": (
         ("trainer.devices", "number", "and trainer.strategy ddp or fsdp; any other flag of its Trainer too"),

@@ -81,7 +81,7 @@ NEEDS_LOGGER = (LearningRateMonitor, DeviceStatsMonitor)
 _COMMON = ("gradient_norm", "skipped_steps")
 _SUPERVISED = ("loss", "loss_step", "loss_epoch", "target_tokens", *_COMMON)
 _ROLLOUTS = ("reward", "informative", "all_zero", "all_one", "truncated", "completion_tokens")
-_UPDATE = ("loss", "entropy", "clipped", "sampler_mismatch", "kl", *_COMMON)
+_UPDATE = ("loss", "entropy", "clipped", "sampler_mismatch", "masked", "kl", *_COMMON)
 """Of GRPO's optimizer steps; an epoch without an informative group has none."""
 METRICS: dict[str, tuple[str, ...]] = {
     "sft": _SUPERVISED,

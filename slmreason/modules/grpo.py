@@ -8,6 +8,7 @@ trained on or not, leaves the step for the callbacks that record and harvest.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -23,10 +24,10 @@ from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules import policy_batch
 from slmreason.modules.base import StudentModule, sum_over_processes
 from slmreason.modules.by_hand import ProblemsToSolve, load
-from slmreason.modules.policy_batch import PolicyBatch
+from slmreason.modules.policy_batch import PolicyBatch, sampler_correction
 from slmreason.modules.record import RecordRollouts, records_into
 from slmreason.modules.settings import GRPOSettings
-from slmreason.objectives import kl_penalty, policy_loss, truncated_importance
+from slmreason.objectives import entropy_surrogate, kl_penalty, policy_loss
 from slmreason.records import Place, Rollout, RolloutGroup
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, prompt_limit
@@ -35,6 +36,8 @@ from slmreason.runtime.lightning_internals import logged_metrics
 from slmreason.student import Student
 from slmreason.student.packing import PromptBatch
 from slmreason.verify.rewards import RewardFn, Step
+
+log = logging.getLogger(__name__)
 
 
 class GRPOModule(StudentModule):
@@ -80,6 +83,14 @@ class GRPOModule(StudentModule):
         super().on_fit_start()
         if self.settings.kl > 0:
             self.student.reference_policy.freeze()
+        if (
+            self.settings.mask_mismatch is not None
+            and self._sampler_is_exact
+            and "16" not in str(self.trainer.precision)
+        ):
+            log.info(
+                "grpo.mask_mismatch does nothing here: %s has the trainer's own numbers", type(self.engine).__name__
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.settings.kl > 0:  # what the fit began with, which the checkpoint's weights are about to replace
@@ -177,7 +188,7 @@ class GRPOModule(StudentModule):
             batch.old_log_probs = scores.log_probs.detach()
         correction = None
         if not self._sampler_is_exact:
-            correction = truncated_importance(batch.old_log_probs, batch.sampler_log_probs, settings.importance_cap)
+            correction = sampler_correction(batch, settings)
         loss, clipped = policy_loss(
             scores.log_probs,
             batch.old_log_probs,
@@ -188,10 +199,17 @@ class GRPOModule(StudentModule):
             clip_low=settings.clip_low,
             clip_high=settings.clip_high,
             importance_weights=correction,
+            cispo_cap=settings.cispo_cap,
+            sapo_temperatures=(settings.sapo_temperature_pos, settings.sapo_temperature_neg),
         )
         mismatch = (batch.old_log_probs - batch.sampler_log_probs).abs().sum()
         metrics = {"entropy": float(scores.entropy.sum()), "clipped": float(clipped.sum())}  # type: ignore[union-attr]
         metrics["sampler_mismatch"] = float(mismatch)
+        if settings.mask_mismatch is not None:
+            metrics["masked"] = float((correction == 0).sum()) if correction is not None else 0.0
+        if settings.entropy_bonus > 0:
+            entropy = entropy_surrogate(scores.log_probs, batch.old_log_probs, scores.entropy, correction)  # type: ignore[arg-type]
+            loss = loss - settings.entropy_bonus * entropy.sum() / batch.packed.global_target_tokens
         if batch.reference_log_probs is not None:
             penalty = kl_penalty(scores.log_probs, batch.reference_log_probs)
             loss = loss + settings.kl * (batch.weights * penalty).sum()

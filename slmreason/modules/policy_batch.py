@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from slmreason.modules.settings import GRPOSettings
-from slmreason.objectives import group_advantages, token_weights
+from slmreason.objectives import (
+    group_advantages,
+    masked_importance,
+    overlong_penalty,
+    token_weights,
+    truncated_importance,
+)
 from slmreason.records import RolloutGroup
 from slmreason.runtime.distributed import rank, world_size
 from slmreason.student import Student
@@ -86,11 +92,13 @@ def policy_batches(
 def samples_of(groups: Sequence[RolloutGroup], settings: GRPOSettings) -> list[Sample]:
     """The completions of the informative groups, without truncated ones where these are masked."""
     samples: list[Sample] = []
-    for group in groups:
+    rewards_of = [rewards_of_advantages(group, settings) for group in groups]
+    step_rewards = torch.cat(rewards_of) if rewards_of else None
+    for group, rewards in zip(groups, rewards_of, strict=True):
         if not group.informative:
             continue
-        rewards = _float32([[rollout.reward for rollout in group.rollouts]])
-        advantages = group_advantages(rewards, settings.advantage_scale)[0].tolist()
+        [scaled] = group_advantages(rewards[None], settings.advantage_scale, step_rewards=step_rewards)
+        advantages = scaled.tolist()
         for rollout, advantage in zip(group.rollouts, advantages, strict=True):
             if settings.mask_truncated and rollout.truncated:
                 continue
@@ -103,6 +111,15 @@ def samples_of(groups: Sequence[RolloutGroup], settings: GRPOSettings) -> list[S
             )
             samples.append(sample)
     return samples
+
+
+def rewards_of_advantages(group: RolloutGroup, settings: GRPOSettings) -> Tensor:
+    """The rewards that a group's advantages are made of: the verifier's, less what length costs. [G], float32."""
+    rewards = _float32([rollout.reward for rollout in group.rollouts])
+    if settings.overlong_cache is None:
+        return rewards
+    lengths = _float32([len(rollout.completion_ids) for rollout in group.rollouts])
+    return rewards + overlong_penalty(lengths, settings.max_completion_tokens, settings.overlong_cache)
 
 
 def layout(bundles: Sequence[Bundle[Sample]], token_budget: int, processes: int) -> list[list[list[Bundle[Sample]]]]:
@@ -153,6 +170,24 @@ def fill(bundles: Sequence[Bundle[Sample]], step: StepSize, student: Student, se
         advantages=_float32([sample.advantage for sample in in_order], device).repeat_interleave(lengths),
         weights=token_weights(settings.loss, lengths, step.samples, step.tokens, settings.max_completion_tokens),
         sampler_log_probs=_float32([p for sample in in_order for p in sample.sampler_log_probs], device),
+    )
+
+
+def sampler_correction(batch: PolicyBatch, settings: GRPOSettings) -> Tensor:
+    """The importance weight of each token for a sampler whose log-probs are not the trainer's. [N], constant.
+
+    Args:
+        batch: whose `old_log_probs` are there.
+    """
+    assert batch.old_log_probs is not None
+    if settings.mask_mismatch is None:
+        return truncated_importance(batch.old_log_probs, batch.sampler_log_probs, settings.importance_cap)
+    return masked_importance(
+        batch.old_log_probs,
+        batch.sampler_log_probs,
+        batch.packed.target_lengths,
+        level=settings.mask_mismatch,
+        threshold=settings.mask_mismatch_above,
     )
 
 

@@ -5,10 +5,11 @@ The fields are the keys of a config, and the text beneath each is its help.
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import ClassVar, Literal
 
-from slmreason.objectives import AdvantageScale, PolicyLoss
+from slmreason.objectives import AdvantageScale, MismatchMask, PolicyLoss, SupervisedLoss
 from slmreason.rollout.engine import Sampling, stable_seed
 
 Decay = Literal["constant", "linear", "cosine"]
@@ -49,9 +50,48 @@ class FitSettings:
         if self.max_skipped_steps < 1:
             raise ValueError(f"{self.stage}.max_skipped_steps must be at least 1, got {self.max_skipped_steps}")
 
+    def refuse_idle(self, idle: Mapping[str, str]) -> None:
+        """Refuses values that change nothing.
+
+        Args:
+            idle: keys that have no effect beside the others, and why; a key at its default is let pass.
+
+        Raises:
+            ValueError: one has another value than its default; the message names it.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in idle and value != field.default:
+                raise ValueError(f"{self.stage}.{field.name}: {value} does nothing {idle[field.name]}")
+
 
 @dataclass(frozen=True)
-class SFTSettings(FitSettings):
+class SupervisedSettings(FitSettings):
+    """What SFT and CFT are told: their targets are given."""
+
+    _: KW_ONLY
+    loss: SupervisedLoss = "nll"
+    """`nll` is cross entropy; `dft` weighs each token by its probability (TRL: loss_type); `psft` clips a token's
+    probability ratio to the student of up to psft_steps steps ago, so that no token is pushed far at once."""
+    psft_steps: int = 4
+    """psft: optimizer steps before the present student becomes the one that ratios are taken to. That costs a copy of
+    what is trained, and a forward pass in all of these steps but the first."""
+    psft_clip: float = 0.28
+    """psft: a token is not pushed further where its ratio is above 1 + psft_clip."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss != "psft":
+            why = f"with {self.stage}.loss {self.loss}"
+            self.refuse_idle({"psft_steps": why, "psft_clip": why})
+        if self.psft_steps < 2:
+            raise ValueError(f"{self.stage}.psft_steps must be at least 2 (with 1 psft is nll), got {self.psft_steps}")
+        if self.psft_clip <= 0:
+            raise ValueError(f"{self.stage}.psft_clip must be above 0, got {self.psft_clip}")
+
+
+@dataclass(frozen=True)
+class SFTSettings(SupervisedSettings):
     """Teaches what is not mastered yet."""
 
     stage = "sft"
@@ -62,7 +102,7 @@ class SFTSettings(FitSettings):
 
 
 @dataclass(frozen=True)
-class CFTSettings(FitSettings):
+class CFTSettings(SupervisedSettings):
     """Turns groups that carried no gradient into supervision. A fit of its own (arXiv 2501.17703: mixing did worse)."""
 
     stage = "cft"
@@ -92,13 +132,20 @@ class GRPOSettings(FitSettings):
     top_p: float = 1.0
     """Nucleus of sampling. Log-probs, ratios and the sampler correction are of the whole distribution."""
     loss: PolicyLoss = "grpo"
-    """Which policy loss (see `slmreason.objectives.token_weights`); TRL calls it loss_type."""
+    """Which policy loss (see `slmreason.objectives.policy_loss`); TRL calls it loss_type. `grpo`, `dr_grpo` and `dapo`
+    clip each token's ratio, `gspo` the rollout's, `gmpo` each token's before their geometric mean; `cispo` caps the
+    ratio and keeps the gradient, `sapo` dampens it smoothly."""
     advantage_scale: AdvantageScale = "group"
-    """`group` divides by the group's standard deviation, `none` does not; TRL: scale_rewards."""
+    """What the difference of a reward from its group's mean is divided by: `group` the group's standard deviation,
+    `none` nothing, `batch` the standard deviation of all rewards of the step, `maxrl` the group's mean (for rewards of
+    0 and 1: the rarer a right answer, the more it weighs); with `rloo` the mean is that of the other rollouts. TRL:
+    scale_rewards."""
     clip_low: float = 0.2
-    """The ratio is clipped below at 1 - clip_low; TRL calls it epsilon."""
+    """The ratio is clipped below at 1 - clip_low (gmpo: at exp(-clip_low), for which its paper has 0.4); TRL calls it
+    epsilon."""
     clip_high: float = 0.28
-    """The ratio is clipped above at 1 + clip_high; TRL calls it epsilon_high."""
+    """The ratio is clipped above at 1 + clip_high (gmpo: at exp(clip_high), for which its paper has 0.4); TRL calls it
+    epsilon_high."""
     kl: float = 0.0
     """Weight of the KL penalty to the reference policy; TRL calls it beta. At 0 there is no reference model."""
     updates_per_batch: int = 1
@@ -111,6 +158,24 @@ class GRPOSettings(FitSettings):
     _: KW_ONLY
     seed: int = 0
     """Of sampling."""
+    cispo_cap: float = 5.0
+    """cispo: the ratio that weighs a token is at most this; TRL calls it epsilon_high."""
+    sapo_temperature_pos: float = 1.0
+    """sapo: how fast the gradient fades as the ratio leaves 1, where the advantage is positive."""
+    sapo_temperature_neg: float = 1.05
+    """sapo: the same where it is not."""
+    entropy_bonus: float = 0.0
+    """Weight of the mean entropy of a token in what is maximised; TRL calls it entropy_coef. Its gradient is estimated
+    from the tokens drawn."""
+    mask_mismatch: MismatchMask | None = None
+    """In place of importance_cap: leave out tokens (`token`) or whole rollouts (`sequence`) where the trainer's
+    probability is more than mask_mismatch_above times the sampler's; the others weigh that ratio. TRL:
+    vllm_importance_sampling_mode `token_mask`, `sequence_mask`."""
+    mask_mismatch_above: float = 3.0
+    """The largest ratio that mask_mismatch keeps, of a token or of a rollout (the product of its tokens')."""
+    overlong_cache: int | None = None
+    """Tokens before max_completion_tokens over which the reward falls linearly by 1 in all. Advantages alone are made
+    of that reward; what is right, and which groups are trained on, stays the verifier's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,6 +190,46 @@ class GRPOSettings(FitSettings):
                 raise ValueError(f"grpo.{key} must be at least 1, got {value}")
         if self.temperature <= 0:
             raise ValueError(f"grpo.temperature must be above 0 (equal rollouts teach nothing), got {self.temperature}")
+        self._check_loss()
+        self._check_rewards()
+
+    def _check_loss(self) -> None:
+        above_zero = ("cispo_cap", "sapo_temperature_pos", "sapo_temperature_neg", "mask_mismatch_above")
+        for key in above_zero:
+            if getattr(self, key) <= 0:
+                raise ValueError(f"grpo.{key} must be above 0, got {getattr(self, key)}")
+        if self.entropy_bonus < 0:
+            raise ValueError(f"grpo.entropy_bonus must be at least 0, got {self.entropy_bonus}")
+        if self.entropy_bonus > 0 and self.top_p < 1:
+            raise ValueError(
+                f"grpo.entropy_bonus: {self.entropy_bonus} needs grpo.top_p of 1, got {self.top_p}: its gradient is "
+                "estimated from tokens of the whole distribution"
+            )
+        owners = {
+            "clip_low": ("grpo", "dr_grpo", "dapo", "gspo", "gmpo"),
+            "clip_high": ("grpo", "dr_grpo", "dapo", "gspo", "gmpo"),
+            "cispo_cap": ("cispo",),
+            "sapo_temperature_pos": ("sapo",),
+            "sapo_temperature_neg": ("sapo",),
+        }
+        idle = {key: f"with grpo.loss {self.loss}" for key, losses in owners.items() if self.loss not in losses}
+        if self.mask_mismatch is None:
+            idle["mask_mismatch_above"] = "without grpo.mask_mismatch"
+        else:
+            idle["importance_cap"] = "with grpo.mask_mismatch, whose bound is grpo.mask_mismatch_above"
+        self.refuse_idle(idle)
+
+    def _check_rewards(self) -> None:
+        cache, limit = self.overlong_cache, self.max_completion_tokens
+        if cache is None:
+            return
+        if not 1 <= cache <= limit:
+            raise ValueError(f"grpo.overlong_cache must be from 1 to grpo.max_completion_tokens ({limit}), got {cache}")
+        if self.advantage_scale == "maxrl":
+            raise ValueError(
+                f"grpo.overlong_cache: {cache} makes rewards negative, and grpo.advantage_scale maxrl divides by their "
+                "mean; choose another scale"
+            )
 
     def sampling(self, *key: object, with_log_probs: bool = True) -> Sampling:
         """How rollouts are drawn; the key names the place they are drawn at."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import pytest
@@ -17,15 +19,19 @@ from slmreason.callbacks import HarvestAllZeroGroups, RecordRollouts, TokenBudge
 from slmreason.data.batches import PackedDataset
 from slmreason.data.ledger import Ledger
 from slmreason.embedded.families import make_problems, rebuild, write_solution
+from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
-from slmreason.modules.settings import GRPOSettings, SFTSettings
+from slmreason.modules.policy_batch import PolicyBatch
+from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
 from slmreason.modules.sft import SFTModule
 from slmreason.records import Example, Place, Problem, Rollout, RolloutGroup, Tokens
+from slmreason.rollout.collect import collect
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Lora, Student
-from slmreason.student.packing import PromptBatch, plan_batches
+from slmreason.student.packing import PromptBatch, collate, plan_batches
 from slmreason.verify.rewards import AnswerReward, Verdict
 from tests import reference
+from tests.plugins import CoinReward
 
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
                          "enable_model_summary": False, "accelerator": "cpu"}  # fmt: skip
@@ -74,6 +80,15 @@ def test_one_sft_step_equals_transformers_loss_and_plain_sgd(student: Student) -
     ]
     for ours, expected in zip(weights_after_sft(32, 1), theirs, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [SFTSettings, CFTSettings])
+def test_a_dft_step_weighs_each_token_by_its_probability(student: Student, settings: type[SFTSettings]) -> None:
+    module = (SFTModule if settings is SFTSettings else CFTModule)(student, settings(loss="dft"))  # type: ignore[arg-type]
+    batch = collate(solution_examples(student, 4), student.pad_token_id, global_target_tokens=50)
+    log_probs = student.score(batch).log_probs.tolist()
+    theirs = -sum(math.exp(value) * value for value in log_probs) / 50
+    assert module.loss_of(batch).item() == pytest.approx(theirs, rel=1e-5)
 
 
 def test_a_batch_planned_for_another_accumulation_is_refused(student: Student) -> None:
@@ -134,10 +149,16 @@ def grpo(student: Student, **options: Any) -> GRPOModule:
     return GRPOModule(student, HFEngine(), AnswerReward(), settings)
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo"])
+OF_THE_REFERENCE: dict[str, dict[str, Any]] = {
+    "cispo": {"cispo_cap": 1.2},
+    "sapo": {"sapo_temperature_pos": 0.9, "sapo_temperature_neg": 1.3},
+}
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "gmpo"])
 @pytest.mark.parametrize("token_budget", [10_000, 90])
 def test_grpo_loss_over_micro_batches_equals_plain_python(student: Student, loss: str, token_budget: int) -> None:
-    module = grpo(student, loss=loss)
+    module = grpo(student, loss=loss, **OF_THE_REFERENCE.get(loss, {}))
     module.token_budget = token_budget
     groups = made_groups(student)
     batches = module.policy_batches(groups)
@@ -210,6 +231,99 @@ def test_the_sampler_is_corrected_for_where_its_numbers_are_not_the_trainers(
         loss, _ = module.policy_step(batch)
     plain = -(batch.weights * batch.advantages).sum().item()
     assert loss.item() == pytest.approx(plain * (1.5 if corrected else 1.0), rel=1e-4)
+
+
+def mismatched(module: GRPOModule, student: Student) -> PolicyBatch:
+    """A batch on policy whose first token the sampler had at a quarter, and whose second at half, of what we have."""
+    module.engine = OtherNumbers()
+    [batch] = module.policy_batches(made_groups(student))
+    with torch.no_grad():
+        batch.sampler_log_probs = student.score(batch.packed).log_probs.clone()
+    batch.sampler_log_probs[0] -= math.log(4)
+    batch.sampler_log_probs[1] -= math.log(2)
+    batch.advantages = batch.advantages.abs()
+    return batch
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_what_the_sampler_drew_against_our_odds_is_masked(
+    student: Student, level: Literal["token", "sequence"]
+) -> None:
+    module = grpo(student, mask_mismatch=level, mask_mismatch_above=3.0)
+    batch = mismatched(module, student)
+    loss, metrics = module.policy_step(batch)
+    length = int(batch.packed.target_lengths[0])
+    weights = batch.weights * batch.advantages
+    if level == "token":  # the first token is left out, the second weighs 2
+        expected, masked = weights.sum() - weights[0] + weights[1], 1
+    else:  # the first rollout is left out
+        expected, masked = weights[length:].sum(), length
+    assert loss.item() == pytest.approx(-expected.item(), rel=1e-4)
+    assert metrics["masked"] == masked
+
+
+def test_a_mask_that_does_nothing_is_said(student: Student, caplog: pytest.LogCaptureFixture) -> None:
+    module = grpo(student, mask_mismatch="token")
+    recorder = RecordRollouts(Ledger(None), Place(1, "grpo"))
+    with caplog.at_level("INFO"):
+        trainer = L.Trainer(max_epochs=1, **{**QUIET, "callbacks": [recorder]})
+        trainer.fit(module, Prompts([make_problems("chain", "train", 8)]))
+    said = [line for line in caplog.messages if "mask_mismatch" in line]
+    assert said == ["grpo.mask_mismatch does nothing here: HFEngine has the trainer's own numbers"]
+    assert trainer.callback_metrics["grpo/masked"] == 0
+
+
+def test_the_entropy_bonus_is_of_the_mean_token_of_the_step(student: Student) -> None:
+    plain, rewarded = grpo(student), grpo(student, entropy_bonus=0.5)
+    plain.token_budget = rewarded.token_budget = 90
+    batches = plain.policy_batches(made_groups(student))
+    assert len(batches) > 1
+    difference = entropy = 0.0
+    for batch in batches:
+        loss, metrics = plain.policy_step(batch)
+        difference += (rewarded.policy_step(batch)[0] - loss).item()
+        entropy += metrics["entropy"]
+    tokens = sum(batch.packed.num_target_tokens for batch in batches)
+    assert difference == pytest.approx(-0.5 * entropy / tokens, rel=1e-4)
+
+
+def test_an_entropy_bonus_raises_the_entropy_of_what_the_student_draws(student: Student) -> None:
+    """By the bonus alone: the policy gradient is taken away."""
+    module = grpo(student, entropy_bonus=1.0, mask_truncated=False)
+    problems, sampling = make_problems("chain", "train", 8, (3, 6)), module.settings.sampling("here")
+    groups = collect(student, HFEngine(), CoinReward(), problems=problems, group_size=8, sampling=sampling)
+    [batch] = module.policy_batches(groups)
+    batch.advantages = torch.zeros_like(batch.advantages)
+    loss, before = module.policy_step(batch)
+    loss.backward()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 0.02 * -parameter.grad if parameter.grad is not None else 0
+    _, after = module.policy_step(batch)
+    assert after["entropy"] > 1.02 * before["entropy"]
+
+
+OBJECTIVES: list[dict[str, Any]] = [
+    {"loss": "cispo", "advantage_scale": "batch", "updates_per_batch": 2},
+    {"loss": "sapo", "advantage_scale": "rloo", "updates_per_batch": 2, "overlong_cache": 20},
+    {"loss": "gmpo", "advantage_scale": "maxrl", "updates_per_batch": 2, "entropy_bonus": 0.01},
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o["loss"])
+def test_a_fit_goes_by_its_objective(student: Student, objective: dict[str, Any]) -> None:
+    """The same rollouts give other weights than the default does, all of them finite."""
+    weights = []
+    for options in ({"updates_per_batch": 2}, objective):
+        trained = copy.deepcopy(student)
+        module = grpo(trained, learning_rate=1e-3, **options)
+        recorder = RecordRollouts(Ledger(None), Place(1, "grpo"))
+        trainer = L.Trainer(max_epochs=1, **{**QUIET, "callbacks": [recorder]})
+        trainer.fit(module, Prompts([make_problems("chain", "train", 8)]))
+        assert trained.policy_version == 1
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in trained.parameters()]))
+    assert weights[1].isfinite().all()
+    assert not torch.allclose(weights[0], weights[1])
 
 
 class NotesWhenItIsSynced(HFEngine):

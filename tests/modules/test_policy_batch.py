@@ -32,6 +32,34 @@ def test_samples_are_the_completions_of_informative_groups_in_order(student: Stu
     assert [s.advantage for s in samples] == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", ["none", "batch", "maxrl", "rloo"])
+def test_advantages_are_scaled_as_the_setting_says(student: Student, scale: str) -> None:
+    groups = made_groups(student)
+    rows = [[rollout.reward for rollout in group.rollouts] for group in groups]
+    every = [reward for row in rows for reward in row]  # of the group without variance too
+    theirs = [a for row in (rows[0], rows[2]) for a in reference.scaled_advantages(row, scale, every)]
+    samples = samples_of(groups, GRPOSettings(advantage_scale=scale))  # type: ignore[arg-type]
+    assert [s.advantage for s in samples] == pytest.approx(theirs, rel=1e-5)
+
+
+def test_length_costs_what_advantages_are_made_of_and_not_what_is_trained_on(student: Student) -> None:
+    groups = made_groups(student)
+    lengths = [[len(rollout.completion_ids) for rollout in group.rollouts] for group in groups]
+    longest = max(max(row) for row in lengths)
+    settings = GRPOSettings(max_completion_tokens=longest, overlong_cache=longest - 2, advantage_scale="none")
+    rows = [[rollout.reward + reference.overlong(length, longest, longest - 2)
+             for rollout, length in zip(group.rollouts, row, strict=True)]
+            for group, row in zip(groups, lengths, strict=True)]  # fmt: skip
+    assert len(set(rows[2])) > 2
+    theirs = [a for row in (rows[0], rows[2]) for a in reference.scaled_advantages(row, "none", [])]
+    samples = samples_of(groups, settings)  # the group that failed differs in length alone, and stays out
+    assert [s.advantage for s in samples] == pytest.approx(theirs, rel=1e-5, abs=1e-6)
+
+
+def test_no_group_is_no_sample() -> None:
+    assert samples_of([], GRPOSettings(advantage_scale="batch")) == []
+
+
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), max_size=30), st.integers(1, 40), st.integers(1, 4))
 def test_layout_keeps_each_bundle_once_within_the_budget(
     sizes: list[tuple[int, int]], budget: int, processes: int
@@ -83,8 +111,12 @@ def test_an_empty_micro_batch_has_no_target(student: Student) -> None:
 
 
 def test_the_tensors_are_float32_under_another_default(student: Student) -> None:
+    groups = made_groups(student)
+    settings = GRPOSettings(overlong_cache=500, max_completion_tokens=512)
+    advantages = [s.advantage for s in samples_of(groups, settings)]
     torch.set_default_dtype(torch.bfloat16)
     try:
+        assert [s.advantage for s in samples_of(groups, settings)] == advantages
         batch = fill(alone([sample(2, 3)]), StepSize(1, 3), student, GRPOSettings())
     finally:
         torch.set_default_dtype(torch.float32)
