@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from docstring_parser import DocstringStyle, parse, parse_from_object
 from jsonargparse import set_parsing_settings
 
-from slmreason.callbacks import SampleCompletions, TrainingHealth
+from slmreason.callbacks import DumpRollouts, SampleCompletions, TrainingHealth
 from slmreason.cli.config import CLASS_KEYS, Parser, build_parser
 from slmreason.curriculum import CheckpointSettings, CurriculumSettings, ProbeSettings
 from slmreason.data.datamodule import ReasoningDataModule
@@ -57,7 +57,7 @@ CLASS_MEANINGS = {
     "rollout": "The rollout engine: a class with its arguments, listed below.",
     "reward": "The reward: a class with its arguments, listed below, or a list of terms: see [Extend it](extend.md).",
 }
-CALLBACKS: tuple[type, ...] = (SampleCompletions, TrainingHealth)
+CALLBACKS: tuple[type, ...] = (DumpRollouts, SampleCompletions, TrainingHealth)
 """Of slmreason's callbacks those that a user configures; the others are put in by the run itself."""
 
 
