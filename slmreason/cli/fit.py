@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,7 +19,7 @@ from slmreason.cli.config import Parser, fresh_trainer_config, instantiate
 from slmreason.cli.difference import GROWS, differing_keys
 from slmreason.cli.errors import ConfigError
 from slmreason.cli.parts import load_data, place
-from slmreason.cli.runs import GoingOn, newest_unfinished, read_config, with_saved_config
+from slmreason.cli.runs import GoingOn, newest_unfinished, program, read_config, with_saved_config
 from slmreason.cli.screen import tell
 from slmreason.curriculum.curriculum import Curriculum
 from slmreason.curriculum.memory import report_memory
@@ -132,6 +133,9 @@ class Fit:
             run.run()
         if run.stopped:
             tell(self.going_on.after(run.stopped, timedelta(seconds=run.clock.seconds)))
+        else:
+            folder = shlex.quote(str(run_dir))
+            tell(f"next: {program()} report {folder}, or {program()} export {folder} my-student")
 
     def _report_memory(self) -> None:
         parts, processes = self.parts, self.processes
