@@ -122,6 +122,8 @@ def try_trainers(fresh_config: FreshConfig, modules: Sequence[StudentModule], ru
     validated = validation_metrics(modules)
     refuse_flags(config, has_budget, has_validation=bool(validated))
     theirs = _listed(config.get("callbacks"))
+    if config.get("limit_val_batches") == 0:
+        validated = []
     refuse_callbacks(theirs, [module.stage for module in modules], config.get("logger") is not False, validated)
     check_loggers([] if isinstance(config.get("logger"), bool) else _listed(config.get("logger")))
     for module in modules:

@@ -190,7 +190,8 @@ def refuse_callbacks(
 
 def _check_validated(name: str, watched: str, validated: Sequence[str]) -> None:
     if not validated:
-        raise ValueError(f"{name} watches {watched}, which no stage logs: {NO_VALIDATION}")
+        raise ValueError(f"{name} watches {watched}, which no stage logs: trainer.limit_val_batches is 0, or "
+                         f"{NO_VALIDATION}")  # fmt: skip
     if watched not in validated:
         raise ValueError(f"{name} watches {watched}, which no validation logs; there are {', '.join(validated)}")
 
@@ -218,8 +219,8 @@ def in_stage(callbacks: Sequence[Callback], stage: str) -> list[Callback]:
         of = watched.partition("/")[0] if isinstance(watched, str) else ""
         if of in METRICS and of != stage:
             continue
-        if isinstance(callback, EarlyStopping) and of == "grpo":
-            callback.strict = False  # an epoch without an update has no loss to watch
+        if isinstance(callback, EarlyStopping) and of in ("grpo", "val"):
+            callback.strict = False  # an epoch may be without an update, or without a validation
         mine.append(callback)
     return mine
 

@@ -229,13 +229,13 @@ class ReasoningDataModule(L.LightningDataModule):
             ValueError: the pool cannot be read, or there is nothing in it for the module to train on.
         """
         trainer = self.trainer
-        if stage != "fit" or trainer is None or (self._stage is not None and not self._is_by_hand):
+        if stage not in ("fit", "validate") or trainer is None or (self._stage is not None and not self._is_by_hand):
             return
         if getattr(trainer, "reload_dataloaders_every_n_epochs", None) == 0:  # as it is where nobody said anything
             trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         rows = trainer.lightning_module.enter(self)  # type: ignore[operator]
         self._is_by_hand = True
-        if not rows:
+        if not rows and stage == "fit":
             raise ValueError(f"data.train: {self.pool_name}: there is nothing to train on: every problem is mastered, "
                              "or has no trace that passes the checks")  # fmt: skip
 

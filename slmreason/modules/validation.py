@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from slmreason.modules.settings import ValidationSettings
@@ -131,7 +132,8 @@ class ValidatedModule(L.LightningModule):
         """
         if self.validation is None:
             raise RuntimeError(f"{self.stage}: no validation without an engine and a reward; set module.validation")
-        with isolate_rng():
+        # `Trainer.validate` is in inference mode, and what is cached of the weights there could not be trained with.
+        with isolate_rng(), torch.inference_mode(False), torch.no_grad():
             self.tally.add(self.validation.answers(self.student, batch.problems))
 
     def on_validation_epoch_end(self) -> None:

@@ -104,6 +104,13 @@ def test_early_stopping_and_model_checkpoint_watch_it(fit: Fit) -> None:
     assert list(kept.folder.glob("round-01/sft/**/best.ckpt"))
 
 
+def test_an_epoch_without_a_validation_ends_no_run(fit: Fit) -> None:
+    stop = {"monitor": "val/pass@1", "mode": "max", "check_on_train_epoch_end": True}
+    run = fit(with_callback("lightning.pytorch.callbacks.EarlyStopping", stop), *HELD_OUT,
+              "--trainer.check_val_every_n_epoch=2", "--curriculum.stages=[sft]")  # fmt: skip
+    assert len(values(run, "sft", "val/pass@1")) == 1
+
+
 def test_a_data_set_of_its_own_is_validated_on_and_never_trained_on(fit: Fit) -> None:
     """The first five problems of the pool are those of the other data set."""
     run = fit("--data.validation=embedded:chain/train?count=5", "--curriculum.stages=[sft]", "--sft.epochs=1")
@@ -135,7 +142,8 @@ def test_what_cannot_be_validated_is_refused_in_a_line(
 @pytest.mark.parametrize(
     ("args", "monitor", "says"),
     [
-        ([], "val/pass@1", "watches val/pass@1, which no stage logs: there is nothing to validate on"),
+        ([], "val/pass@1", "watches val/pass@1, which no stage logs: trainer.limit_val_batches is 0, or there is"),
+        ([*HELD_OUT, "--trainer.limit_val_batches=0"], "val/pass@1", "trainer.limit_val_batches is 0, or there is"),
         (HELD_OUT, "val/loss", "watches val/loss, which no validation logs; there are val/pass@1, val/tokens"),
     ],
 )

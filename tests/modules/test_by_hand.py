@@ -64,6 +64,15 @@ def test_grpo_is_validated_with_its_own_engine_on_what_is_held_out(student: Stud
     assert not any(problem.id in data.ledger for problem in data.holdout)
 
 
+def test_a_student_is_validated_without_a_fit_and_can_be_trained_afterwards(student: Student) -> None:
+    data, module = ReasoningDataModule("embedded:chain/train?count=24", holdout=0.25), grpo(student)
+    trainer = L.Trainer(max_epochs=1, **QUIET)
+    [found] = trainer.validate(module, datamodule=data, verbose=False)
+    assert found["val/tokens"] > 0
+    trainer.fit(module, datamodule=data)
+    assert student.policy_version > 0
+
+
 def test_sft_is_validated_where_it_has_what_that_takes_and_says_so_where_it_does_not(
     student: Student, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
