@@ -22,7 +22,7 @@ from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.sources import Columns
 from slmreason.data.strata import Bands
 from slmreason.evaluate.benchmarks import EvaluationSettings
-from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
+from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings, ValidationSettings
 from slmreason.runtime.backend import BackendSettings
 from slmreason.student import Lora, Student
 from slmreason.supervision.bridge import BridgeSettings
@@ -48,6 +48,7 @@ OWNERS: dict[str, type] = {
     "bridge": BridgeSettings,
     "critique": CritiqueSettings,
     "evaluation": EvaluationSettings,
+    "validation": ValidationSettings,
     "backend": BackendSettings,
 }
 """The class whose constructor a section is."""

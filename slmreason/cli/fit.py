@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,11 +30,14 @@ from slmreason.curriculum.settings import CurriculumSettings
 from slmreason.curriculum.trainer import Processes, run_time, try_trainers
 from slmreason.data import identity
 from slmreason.data.datamodule import ReasoningDataModule
+from slmreason.modules.base import StudentModule
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
 from slmreason.modules.sft import SFTModule
+from slmreason.modules.validation import Validation
 from slmreason.records import BridgeResult, Critique, Trace
+from slmreason.rollout.engine import stable_seed
 from slmreason.run.files import NO_ROOM, read_records
 from slmreason.run.folder import RunFolder, checked_folder, free_folder, lock_folder
 from slmreason.runtime.distributed import first_only
@@ -84,6 +88,7 @@ class Fit:
         made = instantiate(request.parser, config)
         modules = modules_of(made, config)
         benchmarks = load_data(made, config)
+        validate_on_holdout(modules.values(), made, config)
         fresh = partial(fresh_trainer_config, config)
         traces, critiques = given_files(made.data, made.bridge.traces, made.critique.records)
         stages = [modules[stage] for stage in dict.fromkeys(made.curriculum.stages)]
@@ -154,6 +159,15 @@ def modules_of(made: Namespace, config: Namespace) -> dict[str, SFTModule | GRPO
         "grpo": GRPOModule(student, made.rollout, made.reward, GRPOSettings(**vars(config.grpo))),
         "cft": CFTModule(student, CFTSettings(**vars(config.cft))),
     }
+
+
+def validate_on_holdout(modules: Iterable[StudentModule], made: Namespace, config: Namespace) -> None:
+    """Has the fits validated, where there are problems that are never trained on."""
+    if not made.data.holdout:
+        return
+    tokens, seed = config.grpo.max_completion_tokens, stable_seed("validation", made.data.seed)
+    for module in modules:
+        module.validation = Validation.of(made.rollout, made.reward, tokens, made.validation, seed)
 
 
 def given_files(
