@@ -44,7 +44,7 @@ COMMON: dict[str, Keys] = {
     "classes": (
         ("rollout", "class", "HFEngine or VLLMEngine; --rollout.help CLASS lists its options"),
         ("teacher", "class or null", "TraceTeacher, APITeacher, VLLMTeacher, ProceduralTeacher"),
-        ("reward", "class or list", "AnswerReward, your own, or terms such as {fn: my.py:brevity, weight: 0.2}"),
+        ("reward", "class or list", "or terms such as {fn: my.py:brevity, weight: 0.2}"),
     ),
     "Lightning": (
         ("trainer.devices", "number", "and trainer.strategy ddp or fsdp; any other flag of its Trainer too"),
