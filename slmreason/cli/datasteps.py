@@ -88,9 +88,10 @@ class StepFile(Generic[R]):
         cls: type[Any],
         size: int,
         noted: Callable[[int], None] = lambda items: None,
+        part: int = 0,
     ) -> list[Any]:
-        """See `Notes.chunks`. An item is a problem, or has one."""
-        todo = [item for item in items if _name(item) not in self._results]
+        """See `Notes.chunks`. An item is a problem, or has one; the n-th row of a problem is its n-th part."""
+        todo = [item for item in items if not self._made(item, part)]
         if len(todo) < len(items):
             log.info("%d of %d problems are in %s already", len(items) - len(todo), len(items), self.path)
             noted(len(items) - len(todo))
@@ -101,7 +102,16 @@ class StepFile(Generic[R]):
             for result in made:
                 self._results.setdefault(_name(self.rows.problem_of(result)), []).append(result)
         barrier()
-        return [result for item in items for result in self._results.get(_name(item), [])]
+        return [result for item in items for result in self._made(item, part)]
+
+    def _made(self, item: Any, part: int) -> list[R]:
+        results = self._results.get(_name(item), [])
+        return results[part - 1 : part] if part else results
+
+    def write_again(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Puts these rows in the place of all, when what they say is known only at the end."""
+        write_records(self.path, rows)
+        barrier()
 
 
 @dataclass(frozen=True)
