@@ -70,12 +70,15 @@ class StepFile(Generic[R]):
             raise ConfigError(f"--out {path}: the file is there already, and not known to be of this step")
         if path.exists() and (keys := differing_keys(yaml.safe_load(note.read_text(encoding="utf-8")), now)):
             raise ConfigError(f"--out {path}: made with another {', '.join(keys)}; name another file, or remove it")
-        found = [rows.read(row, location) for location, row in placed_lines(path)]
+        lines = list(placed_lines(path))
+        found = [rows.read(row, location) for location, row in lines]
         matched = Pool(rows.problems).match(found, str(path), lambda pair: pair[0])
         if found:
             log.info(matched.describe(f"--out {path}", len(rows.problems)))
         write_text(note, yaml.safe_dump(now, sort_keys=False))
         self.path, self.rows = path, rows
+        of_pool = {id(pair) for _, pair in matched.found}
+        self._others = [row for (_, row), pair in zip(lines, found, strict=True) if id(pair) not in of_pool]
         self._results: dict[tuple[str, str], list[R]] = {}
         for problem, (_, result) in matched.found:
             self._results.setdefault(_name(problem), []).append(rows.under(result, problem))
@@ -109,8 +112,8 @@ class StepFile(Generic[R]):
         return results[part - 1 : part] if part else results
 
     def write_again(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Puts these rows in the place of all, when what they say is known only at the end."""
-        write_records(self.path, rows)
+        """Puts these rows in the place of all that match the pool: what they say is known only at the end."""
+        write_records(self.path, [*rows, *self._others])
         barrier()
 
 

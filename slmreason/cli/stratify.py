@@ -33,7 +33,6 @@ from slmreason.data.recorded import read_recorded
 from slmreason.data.strata import Bands, stratify
 from slmreason.records import Evidence, Place, Problem, RolloutGroup
 from slmreason.report.terminal import strata_table
-from slmreason.run.files import placed_lines
 
 log = logging.getLogger(__name__)
 HERE = Place(0, "stratify")
@@ -68,7 +67,8 @@ def _of_the_student(request: Request) -> Job:
     def job() -> None:
         place(made.student, made.rollout, processes)
         prober_of(made, config, file).measure(problems, HERE, "stratify")
-        _end(file, made.data.ledger, problems, made.data.bands)
+        in_waves = made.curriculum.probe.waves is not None
+        _end(file, made.data.ledger, problems, made.data.bands, in_waves)
 
     return Job(lambda: processes.run(job))
 
@@ -131,15 +131,16 @@ def _under(evidence: Evidence, problem: Problem) -> Evidence:
     return replace(evidence, problem_id=problem.id)
 
 
-def _end(file: StepFile[Evidence], ledger: Ledger, problems: Sequence[Problem], bands: Bands) -> None:
+def _end(
+    file: StepFile[Evidence], ledger: Ledger, problems: Sequence[Problem], bands: Bands, in_waves: bool = False
+) -> None:
     """Says which bands the file makes, and what to do with it.
 
     One line for each problem is written where there may be several, of waves, or where the prior that its band goes by
     is known only now.
     """
     out = file.path
-    rows = len(list(placed_lines(out)))
-    if bands.fading is not None or rows > len(problems):
+    if in_waves or bands.fading is not None:
         prior = fitted_prior(ledger.counts(problems))
         shown = [(found, problem) for problem in problems if (found := ledger.get(problem.id))]
         file.write_again([readable_row(found, problem, bands, prior) for found, problem in shown])
