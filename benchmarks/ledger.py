@@ -47,7 +47,8 @@ def measure(size: int, bands: Bands) -> dict[str, float | str]:
         seconds = min(timed(boundary) for _ in range(3))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         reading = timed(lambda: Ledger(folder, bands.fading))
-    return {"evidence_model": bands.evidence_model, "problems": size, "rollouts": 2 * ATTEMPTS * size, "restratify_s": seconds, "read_file_s": reading,
+    return {"evidence_model": bands.evidence_model,
+            "problems": size, "rollouts": 2 * ATTEMPTS * size, "restratify_s": seconds, "read_file_s": reading,
             "memory_mb": (peak - base) / 1024}  # fmt: skip
 
 
