@@ -8,12 +8,16 @@ since difficulty is a property of the *current* student. A torn last line, left 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
+
+from slmreason.data.pooled import Pooled
+from slmreason.data.posterior import Counts, Posterior, fitted_prior
 from slmreason.records import Band, Evidence, Exemplar, Place, Problem, RolloutGroup, Trace, to_json
 from slmreason.run.files import append_records, placed_lines, record_of, written_rows
 from slmreason.run.folder import RunFolder
@@ -39,12 +43,15 @@ WHOLE = frozenset(product(*(get_args(kind) or (kind,) for kind in (*FIELDS.value
 class Ledger:
     """Difficulty evidence and harvested groups, in memory and on disk."""
 
-    def __init__(self, folder: str | Path | None) -> None:
+    def __init__(self, folder: str | Path | None, half_life: float | None = None) -> None:
         """
         Args:
             folder: where the two files are kept and, if they exist, read back; None keeps all in memory. Of several
                 processes, which all record the same, the first one writes.
+            half_life: policy versions after which a rollout counts half in `counts`; None where only the newest
+                evidence of a problem counts.
         """
+        self._pooled = Pooled(half_life) if half_life is not None else None
         self._files = RunFolder(Path(folder)) if folder is not None else None
         self._newest: dict[str, Evidence] = {}
         self._solutions: dict[str, str] = {}
@@ -69,6 +76,31 @@ class Ledger:
     def get(self, problem_id: str) -> Evidence | None:
         """The newest evidence of a problem, or None when it was never sampled."""
         return self._newest.get(problem_id)
+
+    def counts(self, problems: Sequence[Problem]) -> Counts:
+        """The rollouts of each problem, those of older policies with less weight; of its newest evidence alone where
+        the ledger has no half-life. Zeros where it was never sampled.
+
+        How far the policy has moved is counted up to the newest version that anything was sampled from: what is read
+        back from the file says the same as what stood in memory.
+        """
+        if self._pooled is not None:
+            return self._pooled.counts([problem.id for problem in problems])
+        shown = [self._newest.get(problem.id) for problem in problems]
+        size = len(shown)
+        right = np.fromiter((each.successes if each else 0 for each in shown), np.float64, size)
+        attempts = np.fromiter((each.attempts if each else 0 for each in shown), np.float64, size)
+        return Counts(right, attempts - right, attempts)
+
+    def posterior(self, problems: Sequence[Problem]) -> Posterior:
+        """What is believed of each problem, on a prior fitted to these problems."""
+        counts = self.counts(problems)
+        return Posterior.of(counts, fitted_prior(counts))
+
+    @property
+    def pools(self) -> bool:
+        """All evidence of a problem counts, not the newest alone."""
+        return self._pooled is not None
 
     @property
     def mean_tokens(self) -> float:
@@ -125,6 +157,8 @@ class Ledger:
 
     def _note(self, evidence: Evidence) -> None:
         self._newest[evidence.problem_id] = evidence
+        if self._pooled is not None:
+            self._pooled.add(evidence)
         if evidence.tokens:
             self._sampled[0] += evidence.attempts
             self._sampled[1] += evidence.tokens

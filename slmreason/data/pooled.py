@@ -1,0 +1,64 @@
+"""All rollouts of each problem, added up as they come: those of older policies weigh less."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slmreason.data.posterior import Array, Counts, weight
+from slmreason.records import Evidence
+
+
+class Pooled:
+    """Weighted counts of each problem: constant time for each piece of evidence, four numbers for each problem."""
+
+    def __init__(self, half_life: float) -> None:
+        """
+        Args:
+            half_life: policy versions after which a rollout counts half.
+        """
+        self.half_life = half_life
+        self.newest_version = 0
+        """Of all policies that anything was sampled from."""
+        self._row: dict[str, int] = {}
+        self._right, self._wrong, self._squares = array("d"), array("d"), array("d")
+        self._version = array("q")
+        """The policy version that a problem's counts are weighted for: the newest that it was sampled from."""
+
+    def add(self, evidence: Evidence) -> None:
+        """Counts what rollouts of one policy showed; it may be older than what is there."""
+        row = self._row.setdefault(evidence.problem_id, len(self._version))
+        if row == len(self._version):
+            for column in (self._right, self._wrong, self._squares):
+                column.append(0.0)
+            self._version.append(evidence.policy_version)
+        self.newest_version = max(self.newest_version, evidence.policy_version)
+        moved = evidence.policy_version - self._version[row]
+        old, new = 1.0, 1.0
+        if moved > 0:
+            self._version[row] = evidence.policy_version
+            old = weight(moved, self.half_life)
+        elif moved < 0:
+            new = weight(-moved, self.half_life)
+        wrong = evidence.attempts - evidence.successes
+        self._right[row] = old * self._right[row] + new * evidence.successes
+        self._wrong[row] = old * self._wrong[row] + new * wrong
+        self._squares[row] = old**2 * self._squares[row] + new**2 * evidence.attempts
+
+    def counts(self, problem_ids: Sequence[str]) -> Counts:
+        """Counts of these problems, weighted for the newest policy; zeros where a problem was never sampled."""
+        row = self._row
+        rows = np.fromiter((row.get(problem_id, -1) for problem_id in problem_ids), np.int64, len(problem_ids))
+        version = self._of(self._version, rows)
+        fade = 0.5 ** ((self.newest_version - version) / self.half_life)
+        right, wrong = fade * self._of(self._right, rows), fade * self._of(self._wrong, rows)
+        return Counts(right, wrong, fade**2 * self._of(self._squares, rows))
+
+    def _of(self, column: array[float] | array[int], rows: NDArray[np.int64]) -> Array:
+        """The values of a column in these rows, zero where a row is -1. The array may grow again afterwards."""
+        values = np.append(np.frombuffer(column, dtype=column.typecode), 0).astype(np.float64)
+        found: Array = values[rows]
+        return found
