@@ -21,11 +21,13 @@ CALLED_RIGHT = "the diagnosis calls a wrong answer right"
 NO_SUCH_STEP = "the diagnosis names a step that does not exist"
 NO_REPAIR = "no repair"
 NO_NEW_TRACE = "no new trace"
+SHOWN = (COPIED, MENTIONED)
+"""What is wrong with a right solution that was written with another before its writer's eyes."""
 
-_SHOWN = r"(?:given|provided|reference|worked|existing|original|above|previous)"
+_ADJECTIVE = r"(?:given|provided|reference|worked|above)"  # not "original": a solution of salt has that too
 _MENTION = re.compile(
-    rf"\b{_SHOWN} (?:solution|explanation)s?\b"
-    rf"|\b(?:solution|explanation)s? (?:(?:that|which) )?(?:(?:is|was|were) )?{_SHOWN}\b"
+    rf"\b{_ADJECTIVE} (?:solution|explanation)s?\b"
+    rf"|\b(?:solution|explanation)s? {_ADJECTIVE}\b"
     r"|\baccording to the (?:solution|explanation)\b"
     r"|\bthe solution (?:says|states|shows|tells)\b"
     r"|\b(?:in|into) (?:my|your) own words\b"

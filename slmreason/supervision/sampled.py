@@ -16,7 +16,7 @@ from slmreason.rollout.engine import Completion, RolloutEngine, Sampling, prompt
 from slmreason.run.progress import Watch
 from slmreason.runtime.distributed import map_over_processes
 from slmreason.student import Student
-from slmreason.supervision.checks import shown_fault
+from slmreason.supervision.checks import SHOWN, shown_fault
 from slmreason.supervision.handover import Handover, continuations, least_help, sampled
 from slmreason.supervision.settings import BridgeSettings
 from slmreason.supervision.templates import template
@@ -39,6 +39,11 @@ class Draft:
     def is_served(self) -> bool:
         """Whether a candidate has passed that is not the raw trace."""
         return any(each.rejected is None and each.trace.provenance != "teacher" for each in self.candidates)
+
+    @property
+    def right(self) -> set[str]:
+        """Candidates that end right, be they copies of the raw trace."""
+        return {each.trace.text for each in self.candidates if each.rejected is None or each.rejected.kind in SHOWN}
 
 
 class Draws:
@@ -171,7 +176,7 @@ class Sampler:
         return self.student.chat.question(asked, draft.problem.turns)
 
     def _add(self, drafts: Sequence[Draft], texts: Sequence[Sequence[str]], kind: Provenance) -> list[bool]:
-        """Verifies the texts of each and adds them; of each, whether one passed."""
+        """Verifies the texts of each and adds what is new; of each, whether one ended right, be it a copy."""
         new = []
         for draft, mine in zip(drafts, texts, strict=True):
             known = {candidate.trace.text for candidate in draft.candidates}
@@ -182,12 +187,9 @@ class Sampler:
 
         # Shared out, so that all processes go on with the same verdicts.
         found = map_over_processes(verified, [(draft.problem, draft.solution, text) for draft, text in new])
-        passed = set()
         for (draft, _), candidate in zip(new, found, strict=True):
             draft.candidates.append(candidate)
-            if candidate.rejected is None:
-                passed.add(draft.problem.id)
-        return [draft.problem.id in passed for draft in drafts]
+        return [not draft.right.isdisjoint(mine) for draft, mine in zip(drafts, texts, strict=True)]
 
     def _verified(self, problem: Problem, solution: str, text: str, kind: Provenance) -> BridgeCandidate:
         candidate = self.verify(problem, Trace(problem.id, text, kind))
