@@ -121,8 +121,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     quiet()
-    instruction = {"instruction": ""} if options.student.startswith("embedded:") else {}
-    student = Student(options.student, dtype=options.dtype, **instruction)
+    if options.student.startswith("embedded:"):
+        student = Student(options.student, dtype=options.dtype, instruction="")
+    else:
+        student = Student(options.student, dtype=options.dtype)
     student.to(options.device)
     pool = [with_solution(problem) for problem in load_problems(options.data).problems]
     measured = probe(student, pool, options)

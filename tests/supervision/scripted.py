@@ -29,7 +29,7 @@ class ScriptedEngine(RolloutEngine):
         sampling: Sampling,
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
-        texts = [student.tokenizer.decode(list(prompt)) for prompt in prompts]
+        texts = [str(student.tokenizer.decode(list(prompt))) for prompt in prompts]
         self.calls.append((texts, group_size, sampling))
         groups = [[self._said(student, text, number, sampling) for number in range(group_size)] for text in texts]
         if progress is not None:
