@@ -25,8 +25,8 @@ from slmreason.evaluate.benchmarks import EvaluationSettings
 from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings, ValidationSettings
 from slmreason.runtime.backend import BackendSettings
 from slmreason.student import Lora, Student
-from slmreason.supervision.bridge import BridgeSettings
 from slmreason.supervision.critique import CritiqueSettings
+from slmreason.supervision.settings import BridgeSettings
 from slmreason.teacher.base import FirstProcessTeacher
 from slmreason.verify.by_source import RewardBySource
 from slmreason.verify.terms import RewardTerms

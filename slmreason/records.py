@@ -17,8 +17,9 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 
 Band = Literal["simple", "medium", "hard"]
 BAND_NAMES: tuple[Band, ...] = ("simple", "medium", "hard")
-Provenance = Literal["teacher", "bridged", "handover", "self"]
-"""Who wrote a trace; `teacher` too where it came with the problem."""
+Provenance = Literal["teacher", "bridged", "handover", "rationalised", "self"]
+"""Who wrote a trace; `teacher` too where it came with the problem. Of `rationalised` it was the student, which saw the
+teacher's."""
 CritiqueKind = Literal["diagnosis", "repair", "new_trace"]
 CRITIQUE_KINDS: tuple[CritiqueKind, ...] = get_args(CritiqueKind)
 Role = Literal["system", "user", "assistant"]
@@ -318,7 +319,7 @@ class Tokens:
     """What a run has cost so far, in tokens of its student. Measuring the benchmarks is no part of it."""
 
     sampled: int = 0
-    """Drawn from the student: by probes, hand-overs and GRPO."""
+    """Drawn from the student: by probes, the Bridge and GRPO."""
     trained: int = 0
     """That went through a forward and a backward pass, prompts and targets."""
     written: int = 0
@@ -462,7 +463,7 @@ class Example:
     """Target tokens, the end-of-sequence token included."""
     problem_id: str
     origin: str
-    """Why it is in the set: `teacher`, `bridged`, `handover`, `self`, `review`, or a critique kind."""
+    """Why it is in the set: `teacher`, `bridged`, `handover`, `rationalised`, `self`, `review`, or a critique kind."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.target_ids)

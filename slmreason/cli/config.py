@@ -30,8 +30,8 @@ from slmreason.rollout.vllm import VLLMEngine  # noqa: F401
 from slmreason.runtime.backend import BackendSettings
 from slmreason.runtime.redact import is_secret
 from slmreason.student import Student
-from slmreason.supervision.bridge import BridgeSettings
 from slmreason.supervision.critique import CritiqueSettings
+from slmreason.supervision.settings import BridgeSettings
 from slmreason.teacher.base import FirstProcessTeacher, Teacher
 from slmreason.teacher.dataset import TraceTeacher  # noqa: F401
 from slmreason.teacher.openai import APITeacher  # noqa: F401

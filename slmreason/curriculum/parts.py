@@ -16,8 +16,8 @@ from slmreason.modules.sft import SFTModule
 from slmreason.records import Critique, Trace
 from slmreason.rollout.engine import RolloutEngine
 from slmreason.student import Student
-from slmreason.supervision.bridge import BridgeSettings
 from slmreason.supervision.critique import CritiqueSettings
+from slmreason.supervision.settings import BridgeSettings
 from slmreason.teacher.base import Teacher
 from slmreason.verify.rewards import RewardFn
 

@@ -15,6 +15,7 @@ from slmreason.run.progress import Watch
 from slmreason.supervision.bridge import Bridge, Material
 from slmreason.supervision.checks import BY_HEART
 from slmreason.supervision.critique import Critic
+from slmreason.supervision.settings import BridgeSettings
 
 CRITIQUED_AT_A_TIME = 64
 """Harvested groups; a teacher that is asked over a network takes a second or so for each of their attempts."""
@@ -69,9 +70,8 @@ class TraceMaker:
             def make(chunk: list[Problem]) -> list[BridgeResult]:
                 return self._make(place, chunk, bridge, critiques, watch)
 
-            return self.work.notes.chunks(
-                key, problems, make, BridgeResult, size=self.work.at_a_time(1), noted=watch.skip
-            )
+            size = self.work.at_a_time(_completions(bridge.settings))
+            return self.work.notes.chunks(key, problems, make, BridgeResult, size=size, noted=watch.skip)
 
     def critiques(self, groups: Sequence[RolloutGroup]) -> list[Critique]:
         """Records of the failed attempts of harvested groups."""
@@ -101,10 +101,17 @@ class TraceMaker:
         return results + bridge.make(others, self._sampling(place), material, watch)
 
     def _sampling(self, place: Place) -> Sampling:
-        """How the student continues a hand-over."""
+        """How the student continues a hand-over; what the Bridge samples has this seed and its own temperature."""
         longest = min(self.bridge.settings.max_trace_tokens, self.grpo.max_completion_tokens)
         seed = stable_seed(self.grpo.seed, "handover", place.round, self.work.student.policy_version)
         return Sampling(max_new_tokens=longest, temperature=0.0, seed=seed, with_log_probs=False)
+
+
+def _completions(settings: BridgeSettings) -> int:
+    """Of a problem, that the Bridge has sampled side by side, at most."""
+    if not settings.samples:
+        return 1
+    return max(1, settings.handover_samples if settings.handover_search else 0, settings.rationalise)
 
 
 def _is_worth_keeping(candidate: BridgeCandidate) -> bool:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from slmreason.runtime.face import lazily
 
 if TYPE_CHECKING:
-    from slmreason.supervision.bridge import BridgeSettings
     from slmreason.supervision.critique import CritiqueSettings
+    from slmreason.supervision.settings import BridgeSettings
 
 __all__ = [
     "BridgeSettings",
@@ -18,7 +18,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        "BridgeSettings": "bridge",
+        "BridgeSettings": "settings",
         "CritiqueSettings": "critique",
     },
 )

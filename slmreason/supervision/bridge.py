@@ -1,7 +1,8 @@
 """The Bridge: a hard problem's raw teacher trace becomes supervision that this student can learn.
 
 Propose candidates, verify each, select the most learnable by rank-surprisal ratio. All candidates of all problems are
-proposed with one call a kind, continued in one batched generate, and scored in packed batches without gradient.
+proposed with one call a kind, continued in one batched generate, and scored in packed batches without gradient. Where
+no teacher rewrites, the student itself is sampled for more, with the raw trace as its help (`sampled`).
 """
 
 from __future__ import annotations
@@ -9,45 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from slmreason.records import Band, BridgeCandidate, BridgeResult, Exemplar, Fault, Problem, Provenance, Trace
+from slmreason.records import BridgeCandidate, BridgeResult, Exemplar, Fault, Problem, Provenance, Trace
 from slmreason.rollout.engine import RolloutEngine, Sampling
 from slmreason.run.progress import Watch
+from slmreason.runtime.distributed import map_over_processes
 from slmreason.student import Student
 from slmreason.supervision.checks import BY_HEART, NOT_USABLE, TOO_LONG, trace_fault
 from slmreason.supervision.handover import Handover, first_steps, hand_over
 from slmreason.supervision.learnability import score_traces
+from slmreason.supervision.sampled import Draft, Sampler
+from slmreason.supervision.settings import BridgeSettings
 from slmreason.supervision.written import count_written
 from slmreason.teacher.base import Teacher
 from slmreason.teacher.dataset import dataset_solution
 from slmreason.verify.rewards import RewardFn
-
-
-@dataclass
-class BridgeSettings:
-    """How hard problems are bridged."""
-
-    bands: tuple[Band, ...] = ("hard",)
-    """Problems of these bands are bridged; in SFT the others have their raw teacher trace."""
-    select: bool = True
-    """Choose among raw, rewritten and handed-over traces; false trains on the raw trace (a control)."""
-    handover: bool = True
-    """Propose the teacher's first steps followed by the student's own continuation."""
-    handover_share: float = 0.5
-    """Share of the teacher's steps that are handed over."""
-    max_trace_tokens: int = 512
-    """A longer candidate is rejected and counted."""
-    max_mean_nll: float = 3.0
-    """Nats a token. A trace beyond it is chosen only when every other is beyond it too: ranks are capped and
-    surprisal is not, so the ratio alone would favour a near-impossible trace."""
-    min_mean_nll: float = 0.0
-    """Nats a token. A chosen trace below it is known by heart: training on it again teaches nothing and costs what the
-    student knows besides, so it is rejected, and its problem is left to GRPO and CFT."""
-    max_rank: int = 100
-    """Ranks are capped here in the rank-surprisal ratio."""
-    exemplars: int = 3
-    """The student's own correct solutions that the teacher is shown as style."""
-    traces: str | None = None
-    """File of `slmreason bridge`, perhaps edited: its chosen traces are verified and trained on as they are."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +78,7 @@ class Bridge:
         """
         self.student, self.engine, self.teacher, self.reward = student, engine, teacher, reward
         self.settings, self.token_budget = settings, token_budget
+        self.sampler = Sampler(student, engine, self.verify, settings)
 
     def raw(self) -> Bridge:
         """The same for problems that are not bridged: their raw trace is verified, and nothing else is proposed."""
@@ -120,12 +97,15 @@ class Bridge:
         The solution that came with a problem is always among the candidates, whoever the teacher is.
 
         Args:
-            sampling: how the student continues a hand-over.
+            sampling: how the student continues a hand-over; what is sampled for has its own temperature.
             watch: counts hand-overs while they are sampled, one a problem.
         """
         proposals = [self._begin(problem) for problem in problems]
         self.propose(proposals, sampling, material, watch)
-        candidates = [self._candidates(each) for each in proposals]
+        # Shared out, so that all processes go on with the same verdicts.
+        candidates = map_over_processes(lambda share: [self._candidates(each) for each in share], proposals)
+        if self.settings.samples:
+            self.sampler.add(_drafts(proposals, candidates), sampling, watch)
         self._score(problems, candidates)
         return [self.select(problem, mine) for problem, mine in zip(problems, candidates, strict=True)]
 
@@ -139,7 +119,7 @@ class Bridge:
     def propose(
         self, proposals: Sequence[Proposals], sampling: Sampling, material: Material, watch: Watch | None = None
     ) -> None:
-        """Adds candidates to each: raw, rewritten, those of the material, handed over."""
+        """Adds candidates to each: raw, rewritten, those of the material, handed over (where none is searched for)."""
         # The teacher is asked again where all that is known is the solution that came with the problem.
         came = {(each.problem.id, each.solution) for each in proposals}
         written = [trace for trace in material.written if (trace.problem_id, trace.text) not in came]
@@ -150,7 +130,7 @@ class Bridge:
         with_raw = [each for each in proposals if each.raw]
         self._ask_for_rewrites(with_raw, written, material.exemplars)
         self._add_others(proposals, material.traces)
-        if self.settings.handover:
+        if self.settings.handover and not self.settings.handover_search:
             self._hand_over(with_raw, sampling, watch)
 
     def _begin(self, problem: Problem) -> Proposals:
@@ -235,11 +215,11 @@ class Bridge:
     # -- select -----------------------------------------------------------------------------------------------------
 
     def _score(self, problems: Sequence[Problem], candidates: Sequence[list[BridgeCandidate]]) -> None:
-        """Scores every candidate that can be; how learnable a rejected raw trace was is worth knowing too."""
+        """Scores every candidate that is worth it."""
         scored = []
         for problem, mine in zip(problems, candidates, strict=True):
             for index, candidate in enumerate(mine):
-                if candidate.rejected is None or candidate.rejected.kind not in (TOO_LONG, NOT_USABLE):
+                if _is_scored(candidate, self.settings):
                     scored.append((problem, mine, index))
         texts = [mine[index].trace.text for _, mine, index in scored]
         scores = score_traces(
@@ -265,6 +245,21 @@ class Bridge:
             for candidate in candidates
         ]
         return BridgeResult(problem, tuple(marked), None)
+
+
+def _drafts(proposals: Sequence[Proposals], candidates: Sequence[list[BridgeCandidate]]) -> list[Draft]:
+    """Those that there is a raw trace for."""
+    pairs = zip(proposals, candidates, strict=True)
+    return [Draft(each.problem, each.raw, mine) for each, mine in pairs if each.raw]
+
+
+def _is_scored(candidate: BridgeCandidate, settings: BridgeSettings) -> bool:
+    """How learnable a rejected raw trace was is worth knowing too; of what was sampled, many may be rejected."""
+    if candidate.rejected is None:
+        return True
+    if settings.samples and candidate.trace.provenance in ("handover", "rationalised"):
+        return False
+    return candidate.rejected.kind not in (TOO_LONG, NOT_USABLE)
 
 
 def most_learnable(candidates: Sequence[BridgeCandidate], settings: BridgeSettings) -> Trace | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from slmreason.records import Diagnosis, Fault, Problem
 from slmreason.verify.equations import false_equations
 from slmreason.verify.rewards import RewardFn
@@ -12,11 +14,26 @@ WRONG_ANSWER = "final answer does not verify"
 FALSE_EQUATION = "false equation"
 NOT_USABLE = "the dataset's solution cannot be used"
 BY_HEART = "known by heart"
+COPIED = "copies the solution it was shown"
+MENTIONED = "speaks of the solution it was shown"
 NO_DIAGNOSIS = "no diagnosis"
 CALLED_RIGHT = "the diagnosis calls a wrong answer right"
 NO_SUCH_STEP = "the diagnosis names a step that does not exist"
 NO_REPAIR = "no repair"
 NO_NEW_TRACE = "no new trace"
+SHOWN = (COPIED, MENTIONED)
+"""What is wrong with a right solution that was written with another before its writer's eyes."""
+
+_ADJECTIVE = r"(?:given|provided|reference|worked|above)"  # not "original": a solution of salt has that too
+_MENTION = re.compile(
+    rf"\b{_ADJECTIVE} (?:solution|explanation)s?\b"
+    rf"|\b(?:solution|explanation)s? {_ADJECTIVE}\b"
+    r"|\baccording to the (?:solution|explanation)\b"
+    r"|\bthe solution (?:says|states|shows|tells)\b"
+    r"|\b(?:in|into) (?:my|your) own words\b"
+    r"|\bas if i had not seen\b",
+    re.IGNORECASE,
+)
 
 
 def trace_fault(problem: Problem, text: str, num_tokens: int, max_tokens: int, reward: RewardFn) -> Fault | None:
@@ -32,6 +49,29 @@ def trace_fault(problem: Problem, text: str, num_tokens: int, max_tokens: int, r
         return Fault(WRONG_ANSWER)
     wrong = false_equations(text)
     return Fault(FALSE_EQUATION, wrong[0]) if wrong else None
+
+
+def shown_fault(text: str, solution: str) -> Fault | None:
+    """Why a text that was written with the help of a solution says no more than it, or gives the help away.
+
+    Args:
+        solution: the student was shown it, or began with its first lines.
+
+    Returns:
+        A fault where the text has all of the solution's lines, its last one aside, which may only say the answer; or
+        where it mentions having been given a solution. None where it does neither.
+    """
+    lines = solution.strip().splitlines()
+    steps = _spaced("\n".join(lines[:-1] or lines))
+    if steps in _spaced(text):
+        return Fault(COPIED)
+    mention = _MENTION.search(text)
+    return Fault(MENTIONED, mention.group()) if mention else None
+
+
+def _spaced(text: str) -> str:
+    """The text with one space wherever it has white space."""
+    return " ".join(text.split())
 
 
 def diagnosis_fault(diagnosis: Diagnosis | None, prefix: str | None) -> Fault | None:

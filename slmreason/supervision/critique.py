@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from slmreason.records import Critique, CritiqueKind, Diagnosis, Example, Fault, Problem, RolloutGroup
 from slmreason.student import Student
 from slmreason.supervision.checks import NO_NEW_TRACE, NO_REPAIR, diagnosis_fault, trace_fault
+from slmreason.supervision.templates import template
 from slmreason.supervision.written import count_written
 from slmreason.teacher.base import Teacher
 from slmreason.verify.rewards import RewardFn, read_answer
@@ -197,17 +194,6 @@ def _render(kind: CritiqueKind, record: Critique, student: Student) -> tuple[tup
         "verdict": record.diagnosis.verdict,
     }
     if kind == "diagnosis":
-        target = _template("diagnosis_target").render(fields)
-        return student.chat.prompt(_template("diagnosis").render(fields)), target
-    return student.chat.prompt(_template("repair").render(fields)), record.repair or ""
-
-
-@cache
-def _environment() -> Environment:
-    # Plain text for a language model, not HTML: nothing is escaped.
-    loader = FileSystemLoader(Path(__file__).parent / "prompts")
-    return Environment(loader=loader, undefined=StrictUndefined, autoescape=False)  # noqa: S701
-
-
-def _template(name: str) -> Template:
-    return _environment().get_template(f"{name}.jinja")
+        target = template("diagnosis_target").render(fields)
+        return student.chat.prompt(template("diagnosis").render(fields)), target
+    return student.chat.prompt(template("repair").render(fields)), record.repair or ""

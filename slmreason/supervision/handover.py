@@ -1,17 +1,23 @@
-"""Hand-overs: the first steps of a worked solution, then the student's own continuation (arXiv 2506.17211)."""
+"""Hand-overs: the first steps of a worked solution, then the student's own continuation (arXiv 2506.17211).
+
+`least_help` finds how few steps are enough. It knows neither a student nor a teacher: whoever calls it says what is
+tried behind a prefix, and what of that counts.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from slmreason.records import Problem
-from slmreason.rollout.engine import Completion, RolloutEngine, Sampling, prompt_limit
+from slmreason.rollout.engine import Completion, Progress, PromptLimit, RolloutEngine, Sampling, prompt_limit
 from slmreason.run.progress import Watch
 from slmreason.runtime.distributed import map_over_processes
 from slmreason.student import Student
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -35,6 +41,89 @@ def first_steps(solution: str, share: float) -> str | None:
     return "\n".join(lines[:kept]) + "\n" if kept < len(lines) else None
 
 
+# -- how much help is enough ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Help(Generic[T]):
+    """The least help that was enough for a problem."""
+
+    steps: int
+    """Of the solution, handed over: its first lines that are not blank."""
+    share: float
+    """The same as a share of the solution's steps."""
+    outcome: T
+    """What came of it."""
+
+
+def least_help(
+    problems: Sequence[Problem],
+    solutions: Sequence[str],
+    continue_from: Callable[[list[Handover]], Sequence[T | None]],
+    leave: int = 1,
+    may_go_on: Callable[[], bool] = lambda: True,
+) -> list[Help[T] | None]:
+    """How few first steps of each problem's solution are enough, by bisection, all problems side by side.
+
+    It is taken that where some steps are enough, more are too. A problem whose solution has `n` steps is decided after
+    `ceil(log2(n - leave + 1))` rounds, and leaves; a round is one call of `continue_from` with all that are still open.
+
+    Args:
+        solutions: of the problems, a step a line.
+        continue_from: tries the hand-overs of a round; of each what came of it, or None where that was not enough.
+        leave: steps that are never handed over.
+        may_go_on: asked before each round; where it says no, the search ends with what has been found.
+
+    Returns:
+        Of each problem the least help that was seen to be enough; None where none was, or nothing could be tried.
+    """
+    searches = [_Search[T](problem, solution, leave) for problem, solution in zip(problems, solutions, strict=True)]
+    while (still_open := [search for search in searches if search.is_open]) and may_go_on():
+        outcomes = continue_from([search.handover for search in still_open])
+        for search, outcome in zip(still_open, outcomes, strict=True):
+            search.take(outcome)
+    return [search.found for search in searches]
+
+
+class _Search(Generic[T]):
+    """The bisection of one problem: the answer is from `low` to `high`, where `high` stands for none before a hit."""
+
+    def __init__(self, problem: Problem, solution: str, leave: int) -> None:
+        self.problem = problem
+        self.lines = solution.strip().splitlines()
+        self.ends = [number for number, line in enumerate(self.lines, 1) if line.strip()]
+        self.low, self.high = 1, max(1, len(self.ends) - leave + 1)
+        self.found: Help[T] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.low < self.high
+
+    @property
+    def steps(self) -> int:
+        """That are tried next."""
+        return (self.low + self.high) // 2
+
+    @property
+    def handover(self) -> Handover:
+        kept = self.lines[: self.ends[self.steps - 1]]
+        return Handover(self.problem, "\n".join(kept) + "\n")
+
+    def take(self, outcome: T | None) -> None:
+        steps = self.steps
+        if outcome is None:
+            self.low = steps + 1
+        else:
+            self.high = steps
+            self.found = Help(steps, steps / len(self.ends), outcome)
+
+
+# -- continuing -----------------------------------------------------------------------------------------------------
+
+Draw = Callable[[list[tuple[int, ...]]], Sequence[Sequence[Completion]]]
+"""Samples completions of prompts: of each any number, in the order of the prompts."""
+
+
 def hand_over(
     handovers: Sequence[Handover],
     student: Student,
@@ -49,24 +138,60 @@ def hand_over(
     """
     if not handovers:
         return []
+    progress = None if watch is None else watch.advance
+
+    def draw(prompts: list[tuple[int, ...]]) -> list[list[Completion]]:
+        return sampled(prompts, student, engine, sampling, samples=1, progress=progress)
+
     longest = prompt_limit(student, engine, sampling.max_new_tokens, f"{sampling.max_new_tokens} new tokens")
+    lower = "bridge.handover_share or bridge.max_trace_tokens"
+    continued = continuations(handovers, student, draw, longest, lower)
+    return [texts[0] if texts else None for texts in continued]
+
+
+def continuations(
+    handovers: Sequence[Handover],
+    student: Student,
+    draw: Draw,
+    longest: PromptLimit,
+    lower: str = "bridge.max_trace_tokens",
+) -> list[list[str]]:
+    """Steps and continuation of each hand-over as one text, as often as it is drawn.
+
+    Args:
+        draw: called once, with the prompts that are not longer than `longest`.
+        lower: the keys that would let longer steps be continued, for the warning.
+
+    Returns:
+        Of each the texts that ended before the token limit; none where the steps are too long to be continued.
+    """
     # The student's own tokens for prefix and continuation are joined as text, then encoded once as a target.
     prompts = [student.encode_problem(h.problem) + student.chat.text(h.prefix) for h in handovers]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= longest.tokens]
     if len(fitting) < len(prompts):
-        log.warning("bridge: %d of %d hand-overs are not tried, the teacher's steps are too long: %s; lower "
-                    "bridge.handover_share or bridge.max_trace_tokens", len(prompts) - len(fitting), len(prompts),
-                    longest.why)  # fmt: skip
+        log.warning("bridge: %d of %d hand-overs are not tried, the teacher's steps are too long: %s; lower %s",
+                    len(prompts) - len(fitting), len(prompts), longest.why, lower)  # fmt: skip
+    texts: list[list[str]] = [[] for _ in handovers]
+    for index, group in zip(fitting, draw([prompts[index] for index in fitting]), strict=True):
+        ended = [completion for completion in group if not completion.truncated]
+        texts[index] = [handovers[index].prefix + student.decode(completion.token_ids) for completion in ended]
+    return texts
+
+
+def sampled(
+    prompts: Sequence[tuple[int, ...]],
+    student: Student,
+    engine: RolloutEngine,
+    sampling: Sampling,
+    samples: int,
+    progress: Progress | None = None,
+) -> list[list[Completion]]:
+    """`samples` completions of each prompt in one batched generate, shared out over the processes and counted."""
     engine.sync(student)
-    progress = None if watch is None else watch.advance
 
     def sample(share: list[tuple[int, ...]]) -> list[list[Completion]]:
-        return engine.generate(student, share, 1, sampling, progress)
+        return engine.generate(student, share, samples, sampling, progress)
 
-    completions = map_over_processes(sample, [prompts[index] for index in fitting])
-    texts: list[str | None] = [None] * len(handovers)
-    for index, [completion] in zip(fitting, completions, strict=True):
-        student.tokens.sampled += len(completion.token_ids)
-        if not completion.truncated:
-            texts[index] = handovers[index].prefix + student.decode(completion.token_ids)
-    return texts
+    completions = map_over_processes(sample, prompts)
+    student.tokens.sampled += sum(len(completion.token_ids) for group in completions for completion in group)
+    return completions

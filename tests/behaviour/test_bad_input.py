@@ -471,7 +471,12 @@ EDITS: list[tuple[str, str, Any, str]] = [
     ("traces", "problem.choices", ["1", "\ud800"], "Problem: choices holds half a character"),
     ("traces", "problem.choices", "12", "Problem: choices must be a list, not '12'"),
     ("traces", "chosen.text", None, "Trace: text must be a text, not None"),
-    ("traces", "chosen.provenance", "me", "Trace: provenance must be one of teacher, bridged, handover, self, not"),
+    (
+        "traces",
+        "chosen.provenance",
+        "me",
+        "Trace: provenance must be one of teacher, bridged, handover, rationalised, self",
+    ),
     ("traces", "chosen.learnability", {"mean_nll": 1}, "Learnability: unknown fields [], missing fields ["),
     ("traces", "candidates", {}, "BridgeResult: candidates must be a list, not {}"),
     ("traces", "band", "easy", "BridgeResult: band must be one of simple, medium, hard, not 'easy'"),

@@ -14,7 +14,8 @@ from slmreason.records import Trace
 from slmreason.rollout.engine import PromptLimit, Sampling, prompt_limit
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
-from slmreason.supervision.bridge import Bridge, BridgeSettings
+from slmreason.supervision.bridge import Bridge
+from slmreason.supervision.settings import BridgeSettings
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.verify.rewards import AnswerReward
 from tests.runs import ONE, SMALL, Run

@@ -13,7 +13,8 @@ from slmreason.records import Exemplar, Fault, Problem, Trace
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
-from slmreason.supervision.bridge import Bridge, BridgeSettings, Material
+from slmreason.supervision.bridge import Bridge, Material
+from slmreason.supervision.settings import BridgeSettings
 from slmreason.teacher.dataset import TraceTeacher
 from slmreason.teacher.procedural import ProceduralTeacher
 from slmreason.verify.answers import is_correct

@@ -26,8 +26,9 @@ from slmreason.records import Exemplar, Fault, Problem, Rollout, RolloutGroup
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
-from slmreason.supervision.bridge import Bridge, BridgeSettings, Material
+from slmreason.supervision.bridge import Bridge, Material
 from slmreason.supervision.critique import Critic, CritiqueSettings
+from slmreason.supervision.settings import BridgeSettings
 from slmreason.teacher.openai import APITeacher
 from slmreason.teacher.patience import PATIENCE
 from slmreason.teacher.procedural import ProceduralTeacher

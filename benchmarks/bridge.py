@@ -1,0 +1,161 @@
+"""What the Bridge finds for a student's hard problems without a teacher that rewrites, and what that costs.
+
+    python -m benchmarks.bridge --student FOLDER --data openai/gsm8k=train.jsonl.gz --problems 64
+
+The pool is probed in its order until so many hard problems are found (rho below 0.25). Then the Bridge proposes for
+them, with the dataset's solutions alone: one greedy hand-over at one half (`greedy`), and hand-overs searched for with
+what is left rationalised (`sampled`). Beside each kind of candidate stands for how many problems one passed; `served`
+are problems with a verified candidate that is not the raw trace, `served_by_sampling` those of them that have no right
+rollout in the probe. `share` is the tokens sampled over those of the probe of the same problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from benchmarks.common import quiet, save, timed
+from slmreason.data.sources import load_problems
+from slmreason.embedded.families import rebuild, write_solution
+from slmreason.records import BridgeResult, Evidence, Problem, Provenance, Trace
+from slmreason.rollout.collect import collect
+from slmreason.rollout.engine import Sampling
+from slmreason.rollout.transformers import HFEngine
+from slmreason.student import Student
+from slmreason.supervision.bridge import Bridge, Material
+from slmreason.supervision.settings import BridgeSettings
+from slmreason.teacher.dataset import TraceTeacher
+from slmreason.verify.rewards import AnswerReward
+
+HARD = 0.25
+"""Rho of a hard problem is below it."""
+AT_A_TIME = 16
+"""Problems that are probed together."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Hard problems, and what their probe showed and took."""
+
+    evidence: tuple[Evidence, ...]
+    problems: tuple[Problem, ...]
+    probed: int
+    """Problems in all, hard or not."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(evidence.tokens for evidence in self.evidence)
+
+    @property
+    def own(self) -> list[Trace]:
+        """The student's own right solutions, as a run has them from its ledger."""
+        return [Trace(each.problem_id, each.solution, "self") for each in self.evidence if each.solution]
+
+
+def with_solution(problem: Problem) -> Problem:
+    """An embedded problem with a solution that says as much in another way than the embedded student's."""
+    if problem.trace is not None:
+        return problem
+    steps = [f"So {step.text}" for step in rebuild(problem.id).steps]
+    return replace(problem, trace=write_solution(steps, problem.answer))
+
+
+def probe(student: Student, pool: Sequence[Problem], options: argparse.Namespace) -> Probe:
+    """Measures the pool in its order until there are enough hard problems."""
+    sampling = Sampling(options.tokens, seed=options.seed, with_log_probs=False)
+    hard: list[tuple[Evidence, Problem]] = []
+    probed = 0
+    for start in range(0, len(pool), AT_A_TIME):
+        chunk = pool[start : start + AT_A_TIME]
+        groups = collect(student, HFEngine(), AnswerReward(), chunk, options.attempts, sampling)
+        found = [Evidence.of(group) for group in groups]
+        hard += [(each, problem) for each, problem in zip(found, chunk, strict=True) if each.rho < HARD]
+        probed += len(chunk)
+        print(f"probed {probed}, hard {len(hard)}", flush=True)
+        if len(hard) >= options.problems:
+            break
+    kept = hard[: options.problems]
+    return Probe(tuple(each for each, _ in kept), tuple(problem for _, problem in kept), probed)
+
+
+def row_of(name: str, results: Sequence[BridgeResult], measured: Probe, tokens: int, seconds: float) -> dict[str, Any]:
+    """What one way of proposing found."""
+    kinds: dict[str, dict[str, int]] = {}
+    served: set[str] = set()
+    for kind in get_args(Provenance):
+        mine = [(r.problem.id, c) for r in results for c in r.candidates if c.trace.provenance == kind]
+        passed = {problem_id for problem_id, candidate in mine if candidate.rejected is None}
+        chosen = sum(r.chosen is not None and r.chosen.provenance == kind for r in results)
+        kinds[kind] = {"proposed": len(mine), "problems_with_one": len(passed), "chosen": chosen}
+        if kind != "teacher":
+            served |= passed
+    solved = {trace.problem_id for trace in measured.own}
+    return {
+        "proposals": name,
+        "problems": len(results),
+        "served": len(served),
+        "served_by_sampling": len(served - solved),
+        "tokens": tokens,
+        "share": tokens / measured.tokens,
+        "seconds": round(seconds, 1),
+        "kinds": kinds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--student", default="embedded:qwen2")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--data", default="embedded:chain/train?count=64&difficulty=5,6")
+    parser.add_argument("--problems", type=int, default=64, help="hard ones")
+    parser.add_argument("--attempts", type=int, default=8, help="of the probe")
+    parser.add_argument("--tokens", type=int, default=300, help="of a completion, at most")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--handover_samples", type=int, default=2)
+    parser.add_argument("--rationalise", type=int, default=2)
+    parser.add_argument("--max_sampled_tokens", type=int, default=200)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    quiet()
+    if options.student.startswith("embedded:"):
+        student = Student(options.student, dtype=options.dtype, instruction="")
+    else:
+        student = Student(options.student, dtype=options.dtype)
+    student.to(options.device)
+    pool = [with_solution(problem) for problem in load_problems(options.data).problems]
+    measured = probe(student, pool, options)
+    if not measured.problems:
+        parser.error(f"none of the {measured.probed} problems of --data is hard for this student")
+    print(f"probe of {len(measured.problems)} hard problems: {measured.tokens} tokens", flush=True)
+    ways = {
+        "greedy": BridgeSettings(max_trace_tokens=options.tokens),
+        "sampled": BridgeSettings(
+            max_trace_tokens=options.tokens,
+            handover_search=True,
+            handover_samples=options.handover_samples,
+            rationalise=options.rationalise,
+            max_sampled_tokens=options.max_sampled_tokens,
+        ),
+    }
+    rows: list[dict[str, Any]] = []
+    sampling = Sampling(options.tokens, temperature=0.0, seed=options.seed, with_log_probs=False)
+    for name, settings in ways.items():
+        bridge = Bridge(student, HFEngine(), TraceTeacher(), AnswerReward(), settings)
+        before = student.tokens.sampled
+        results: list[BridgeResult] = []
+        seconds = timed(
+            lambda bridge=bridge, results=results: results.extend(  # type: ignore[misc]
+                bridge.make(measured.problems, sampling, Material(traces=measured.own))
+            )
+        )
+        rows.append(row_of(name, results, measured, student.tokens.sampled - before, seconds))
+        print(rows[-1], flush=True)
+    save(options.out, rows)
+
+
+if __name__ == "__main__":
+    main()
