@@ -48,6 +48,11 @@ def export(run: Path, out: Path, form: Form = "merged", dtype: Dtype | None = No
     if form == "adapter" and config["student"]["lora"] is None:
         raise ValueError(f"export: {run} trained all weights (student.lora is not set); use --form merged")
     student = trained_student(run, config)
+    if form == "adapter" and student.lora is not None and student.lora.changes_base:
+        raise ValueError(
+            f"export: {run} has student.lora.options that change the weights below the adapters, so the adapters say "
+            "little without them; use --form merged"
+        )
     if dtype is not None:
         student.to(getattr(torch, dtype))
         student.base_model.config.dtype = getattr(torch, dtype)
