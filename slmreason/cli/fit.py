@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -28,6 +29,7 @@ from slmreason.curriculum.settings import CurriculumSettings
 from slmreason.curriculum.trainer import Processes, run_time, try_trainers
 from slmreason.data import identity
 from slmreason.data.datamodule import ReasoningDataModule
+from slmreason.modules.base import StudentModule
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
@@ -36,6 +38,7 @@ from slmreason.records import BridgeResult, Critique, Trace
 from slmreason.run.files import NO_ROOM, read_records
 from slmreason.run.folder import RunFolder, checked_folder, free_folder, lock_folder
 from slmreason.runtime.distributed import first_only
+from slmreason.student import Student
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +91,8 @@ class Fit:
         stages = [modules[stage] for stage in dict.fromkeys(made.curriculum.stages)]
         try_trainers(fresh, stages, Path(config.run_dir), made.curriculum.max_tokens is not None)
         processes = Processes(fresh(), made.backend)
+        if processes.shards > 1:
+            refuse_sharding(made.student, stages)
         parts = Parts(
             student=made.student,
             data=made.data,
@@ -150,6 +155,18 @@ def modules_of(made: Namespace, config: Namespace) -> dict[str, SFTModule | GRPO
         "grpo": GRPOModule(student, made.rollout, made.reward, GRPOSettings(**vars(config.grpo))),
         "cft": CFTModule(student, CFTSettings(**vars(config.cft))),
     }
+
+
+def refuse_sharding(student: Student, modules: Sequence[StudentModule]) -> None:
+    """
+    Raises:
+        ConfigError: a key does not go with sharded weights.
+    """
+    keys = [f"{module.stage}.optimizer" for module in modules if module.settings.optimizer is not None]
+    if getattr(student.base_model, "hf_quantizer", None) is not None:
+        keys.append("student.quantization")
+    if keys:
+        raise ConfigError(f"{keys[0]}: does not go with sharded weights; leave it out, or use trainer.strategy ddp")
 
 
 def given_files(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+import torch.distributed as dist
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +20,7 @@ from slmreason.rollout.vllm.adapters import rank_and_refusal
 from slmreason.student import Lora, Student
 from slmreason.student.loading import resolve_model
 from slmreason.student.packing import collate
+from tests.student.test_weights import shard
 
 OPTIONS: list[dict[str, Any]] = [
     {"use_dora": True},
@@ -63,6 +66,14 @@ def pefts(options: dict[str, Any]) -> Any:
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **options)
     torch.manual_seed(0)  # which is what a student whose base changes is made with
     return get_peft_model(base, config).eval()
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of one, in which FSDP2 shards."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @torch.no_grad()
@@ -132,6 +143,29 @@ def test_what_is_taken_out_of_the_base_is_the_same_in_every_process(options: dic
     second = made(options)
     assert torch.equal(torch.random.get_rng_state(), expected)
     assert all(torch.equal(parameter, first[name]) for name, parameter in second.network.named_parameters())
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_sharded_weights_have_the_same_reference_and_merge_alike(options: dict[str, Any], one_process: None) -> None:
+    student, plain = trained(options), Student("embedded:qwen2", instruction="")
+    scores, merged = log_probs(student), {name: tensor.clone() for name, tensor in student.weights()}
+    shard(student)
+    torch.testing.assert_close(log_probs(student), scores)
+    with student.reference_policy.answering():
+        torch.testing.assert_close(log_probs(student), log_probs(plain), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(log_probs(student), scores)
+    for name, tensor in student.weights():
+        torch.testing.assert_close(tensor, merged.pop(name))
+    assert merged == {}
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "mica"}])
+def test_adapters_that_are_saved_alone_are_read_by_peft(options: dict[str, Any], tmp_path: Path) -> None:
+    student = trained(options)
+    student.network.save_pretrained(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(resolve_model("embedded:qwen2"), dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(log_probs_of(theirs), log_probs(student), rtol=1e-4, atol=1e-4)
 
 
 def test_half_precision_takes_variants_too() -> None:
