@@ -77,8 +77,10 @@ class ByClass:
 
     def make(self, groups: list[dict[str, Any]], learning_rate: float) -> Optimizer:
         """The optimizer of some groups of parameters; without a weight decay of their own they have none."""
-        decay = {"weight_decay": 0.0} if self.decays else {}
-        return self.cls(groups, lr=learning_rate, **decay, **self.init_args)
+        arguments: dict[str, Any] = {"lr": learning_rate, **self.init_args}
+        if self.decays:
+            arguments["weight_decay"] = 0.0
+        return self.cls(groups, **arguments)
 
     def _try(self) -> None:
         """
