@@ -2,6 +2,7 @@
 
 from slmreason.callbacks.budget import TokenBudget
 from slmreason.callbacks.checkpoints import KeepCheckpoints, OutOfTime, SeedSteps
+from slmreason.callbacks.dump import DumpRollouts
 from slmreason.callbacks.harvest import HarvestAllZeroGroups
 from slmreason.callbacks.health import TrainingHealth
 from slmreason.callbacks.progress import StageLines, StageProgressBar
@@ -10,6 +11,7 @@ from slmreason.callbacks.samples import SampleCompletions
 from slmreason.modules.record import RecordRollouts
 
 __all__ = [
+    "DumpRollouts",
     "HarvestAllZeroGroups",
     "KeepCheckpoints",
     "OutOfTime",

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, Timer
 from slmreason.rollout.engine import stable_seed
 from slmreason.runtime import preemption
 from slmreason.runtime.distributed import first_only, rank
-from slmreason.runtime.lightning_internals import logged_metrics
+from slmreason.runtime.lightning_internals import logged_metrics, logging_step, set_logging_step
 
 
 class SeedSteps(Callback):
@@ -64,13 +64,20 @@ class KeepCheckpoints(Checkpoint):
         self.every_n_steps, self.every_minutes, self.deadline = every_n_steps, every_minutes, deadline
         self._steps, self._last = 0, time.monotonic()
         self._sums: dict[str, tuple[Any, Any]] = {}
+        self._logged_at: int | None = None
+        """Where the loggers stand before the first batch of a fit, or of one that goes on."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         preemption.listen()  # Lightning's handler talks to the other processes from within, wherever they are
+        self._logged_at = logging_step(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if self._logged_at is not None:
+            # Lightning counts a step more where it goes on at a batch before which it has validated.
+            set_logging_step(trainer, self._logged_at)
+            self._logged_at = None
         if batch_idx % trainer.accumulate_grad_batches:
             return  # gradients that are summed up so far are no part of a checkpoint
         save, leave, late = first_only(lambda: (self._due(), preemption.requested(), self._late()))

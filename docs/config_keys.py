@@ -15,14 +15,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 from docstring_parser import DocstringStyle, parse, parse_from_object
 from jsonargparse import set_parsing_settings
 
-from slmreason.callbacks import SampleCompletions, TrainingHealth
+from slmreason.callbacks import DumpRollouts, SampleCompletions, TrainingHealth
 from slmreason.cli.config import CLASS_KEYS, Parser, build_parser
 from slmreason.curriculum import CheckpointSettings, CurriculumSettings, ProbeSettings
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.sources import Columns
 from slmreason.data.strata import Bands
 from slmreason.evaluate.benchmarks import EvaluationSettings
-from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
+from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings, ValidationSettings
 from slmreason.runtime.backend import BackendSettings
 from slmreason.student import Lora, Student
 from slmreason.supervision.bridge import BridgeSettings
@@ -48,6 +48,7 @@ OWNERS: dict[str, type] = {
     "bridge": BridgeSettings,
     "critique": CritiqueSettings,
     "evaluation": EvaluationSettings,
+    "validation": ValidationSettings,
     "backend": BackendSettings,
 }
 """The class whose constructor a section is."""
@@ -57,7 +58,7 @@ CLASS_MEANINGS = {
     "rollout": "The rollout engine: a class with its arguments, listed below.",
     "reward": "The reward: a class with its arguments, listed below, or a list of terms: see [Extend it](extend.md).",
 }
-CALLBACKS: tuple[type, ...] = (SampleCompletions, TrainingHealth)
+CALLBACKS: tuple[type, ...] = (DumpRollouts, SampleCompletions, TrainingHealth)
 """Of slmreason's callbacks those that a user configures; the others are put in by the run itself."""
 
 

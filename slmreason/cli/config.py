@@ -23,7 +23,7 @@ from slmreason.curriculum import CurriculumSettings
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.mixture import Entry, entries_of, reward_of
 from slmreason.evaluate.benchmarks import EvaluationSettings
-from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
+from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings, ValidationSettings
 from slmreason.rollout.engine import RolloutEngine
 from slmreason.rollout.transformers import HFEngine  # noqa: F401 - so that `--rollout HFEngine` is found by its short name
 from slmreason.rollout.vllm import VLLMEngine  # noqa: F401
@@ -151,6 +151,7 @@ def build_parser(command: str, description: str) -> Parser:
         "reward, limit, split}.",
     )  # fmt: skip
     parser.add_class_arguments(EvaluationSettings, "evaluation")
+    parser.add_class_arguments(ValidationSettings, "validation")
     parser.add_class_arguments(BackendSettings, "backend")
     parser.add_lightning_class_args(L.Trainer, "trainer")
     for key in ("data.seed", "grpo.seed", "evaluation.seed"):
@@ -283,7 +284,7 @@ def instantiate(parser: Parser, config: Namespace, sections: Sequence[str] | Non
         if "reward" in made:
             benchmarks = entries_of(made.benchmarks, "benchmarks") if made.benchmarks else ()
             reward = reward_from(made.reward, made.normalize_rewards)
-            made.reward = reward_of(reward, [*made.data.entries, *benchmarks])
+            made.reward = reward_of(reward, [*made.data.entries, *made.data.validated_on, *benchmarks])
             made.data.wants_column = made.reward.wants_column
         return made
     except (ValueError, TypeError) as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,7 +20,7 @@ from slmreason.cli.config import Parser, fresh_trainer_config, instantiate
 from slmreason.cli.difference import GROWS, differing_keys
 from slmreason.cli.errors import ConfigError
 from slmreason.cli.parts import load_data, place
-from slmreason.cli.runs import GoingOn, newest_unfinished, read_config, with_saved_config
+from slmreason.cli.runs import GoingOn, newest_unfinished, program, read_config, with_saved_config
 from slmreason.cli.screen import tell
 from slmreason.curriculum.curriculum import Curriculum
 from slmreason.curriculum.memory import report_memory
@@ -34,7 +35,9 @@ from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings
 from slmreason.modules.sft import SFTModule
+from slmreason.modules.validation import Validation
 from slmreason.records import BridgeResult, Critique, Trace
+from slmreason.rollout.engine import stable_seed
 from slmreason.run.files import NO_ROOM, read_records
 from slmreason.run.folder import RunFolder, checked_folder, free_folder, lock_folder
 from slmreason.runtime.distributed import first_only
@@ -86,6 +89,7 @@ class Fit:
         made = instantiate(request.parser, config)
         modules = modules_of(made, config)
         benchmarks = load_data(made, config)
+        validate_on_holdout(modules.values(), made, config)
         fresh = partial(fresh_trainer_config, config)
         traces, critiques = given_files(made.data, made.bridge.traces, made.critique.records)
         stages = [modules[stage] for stage in dict.fromkeys(made.curriculum.stages)]
@@ -137,6 +141,9 @@ class Fit:
             run.run()
         if run.stopped:
             tell(self.going_on.after(run.stopped, timedelta(seconds=run.clock.seconds)))
+        else:
+            folder = shlex.quote(str(run_dir))
+            tell(f"next: {program()} report {folder}, or {program()} export {folder} my-student")
 
     def _report_memory(self) -> None:
         parts, processes = self.parts, self.processes
@@ -167,6 +174,15 @@ def refuse_sharding(student: Student, modules: Sequence[StudentModule]) -> None:
         keys.append("student.quantization")
     if keys:
         raise ConfigError(f"{keys[0]}: does not go with sharded weights; leave it out, or use trainer.strategy ddp")
+
+
+def validate_on_holdout(modules: Iterable[StudentModule], made: Namespace, config: Namespace) -> None:
+    """Has the fits validated, where there are problems that are never trained on."""
+    if not made.data.holdout:
+        return
+    tokens, seed = config.grpo.max_completion_tokens, stable_seed("validation", made.data.seed)
+    for module in modules:
+        module.validation = Validation.of(made.rollout, made.reward, tokens, made.validation, seed)
 
 
 def given_files(

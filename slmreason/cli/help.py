@@ -102,7 +102,7 @@ def short_help(command: str, meaning: str) -> str:
         lines += [f"  --{key:28s}{text} ({kind})" for key, kind, text in keys]
     lines += ["", "more:",
               f"  slmreason {command} --help grpo      of a group: student, data, curriculum, sft, grpo, cft, bridge,",
-              "                                 critique, evaluation, backend, trainer",
+              "                                 critique, evaluation, validation, backend, trainer",
               f"  slmreason {command} --help all       every key",
               f"  slmreason {command} --print_config   every key with its value"]  # fmt: skip
     return "\n".join(lines)

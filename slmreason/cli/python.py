@@ -50,6 +50,7 @@ class Sections(TypedDict, total=False):
     teacher: ClassSection
     benchmarks: Sequence[str]
     evaluation: Section
+    validation: Section
     backend: Section
     trainer: Section
 

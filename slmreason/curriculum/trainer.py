@@ -36,6 +36,7 @@ from slmreason.callbacks import KeepCheckpoints, StageProgressBar, TrainingHealt
 from slmreason.curriculum.trainer_flags import check_loggers, in_stage, refuse_callbacks, refuse_flags
 from slmreason.modules.base import StudentModule
 from slmreason.modules.grpo import GRPOModule
+from slmreason.modules.validation import Tally
 from slmreason.records import Place
 from slmreason.run.metrics import StageCSVLogger
 from slmreason.run.tree import SafetensorsIO
@@ -61,7 +62,7 @@ FreshConfig = Callable[[], dict[str, Any]]
 
 def build_trainer(
     fresh_config: FreshConfig,
-    module: L.LightningModule,
+    module: StudentModule,
     stage_dir: Path,
     epochs: int,
     callbacks: Sequence[Callback],
@@ -87,12 +88,16 @@ def build_trainer(
     config["reload_dataloaders_every_n_epochs"] = 1
     config["use_distributed_sampler"] = False  # batches are planned for all ranks at once
     config["logger"] = _loggers(config.get("logger"), stage_dir)
-    config["callbacks"] = in_stage(_callbacks(config, callbacks), str(getattr(module, "stage", "")))
+    config["callbacks"] = in_stage(_callbacks(config, callbacks), module.stage)
     config["plugins"] = [*_listed(config.get("plugins")), SafetensorsIO()]
     if any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"][:-1]):
         raise ValueError("trainer.plugins: checkpoints are written as safetensors; another CheckpointIO has no place")
     if config.get("enable_model_summary") is None:
         config["enable_model_summary"] = False  # the same student in every fit: say it only when asked
+    if module.validation is None:
+        config["limit_val_batches"] = 0
+    if config.get("num_sanity_val_steps") is None:
+        config["num_sanity_val_steps"] = 0  # the engine and the verifier have been at work before the fit
     if config.get("log_every_n_steps") is None:
         config["log_every_n_steps"] = 1
     if isinstance(module, GRPOModule):
@@ -114,9 +119,12 @@ def try_trainers(fresh_config: FreshConfig, modules: Sequence[StudentModule], ru
         ValueError: a flag or a callback is refused, or a Trainer cannot be made; the message names the key.
     """
     config = fresh_config()
-    refuse_flags(config, has_budget)
+    validated = validation_metrics(modules)
+    refuse_flags(config, has_budget, has_validation=bool(validated))
     theirs = _listed(config.get("callbacks"))
-    refuse_callbacks(theirs, [str(module.stage) for module in modules], config.get("logger") is not False)
+    if config.get("limit_val_batches") == 0:
+        validated = []
+    refuse_callbacks(theirs, [module.stage for module in modules], config.get("logger") is not False, validated)
     check_loggers([] if isinstance(config.get("logger"), bool) else _listed(config.get("logger")))
     for module in modules:
         keep = KeepCheckpoints(
@@ -130,6 +138,14 @@ def try_trainers(fresh_config: FreshConfig, modules: Sequence[StudentModule], ru
                 build_trainer(fresh_config, module, stage_dir, module.settings.epochs, ours, None)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException, OSError, ImportError) as error:
             raise ValueError(f"trainer: the Trainer of {module.stage} cannot be made: {error}") from error
+
+
+def validation_metrics(modules: Sequence[StudentModule]) -> list[str]:
+    """What the validations of these stages log; nothing where there is none."""
+    validation = next((module.validation for module in modules if module.validation is not None), None)
+    if validation is None:
+        return []
+    return list(Tally(problems=1).metrics(validation.settings.samples))
 
 
 def run_time(fresh_config: FreshConfig) -> timedelta | None:

@@ -1,6 +1,7 @@
 """Which of a Trainer's flags and callbacks a run of several fits can honour; the others are refused, with what to use.
 
-A fit here has no validation loop, its batches are planned before each epoch, and one student goes through all fits.
+The batches of a fit are planned before each epoch, one student goes through all fits, and a fit is validated where
+there are problems that are held out for it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
@@ -36,21 +37,44 @@ from slmreason.runtime.lightning_internals import waits_for_validation
 log = logging.getLogger(__name__)
 
 NO_VALIDATION = """\
-the fits have no validation, test or prediction loop; benchmarks are run between the stages (curriculum.evaluate, \
+there is nothing to validate on: set data.holdout or data.validation; benchmarks are run between the stages \
+(curriculum.evaluate, evaluation.limit)"""
+NO_TEST = """\
+the fits have no test or prediction loop; benchmarks are run between the stages (curriculum.evaluate, \
 evaluation.limit)"""
 TRAINS_NOTHING = "no stage would train anything; `--curriculum.stages []` measures the student as it is"
+
+Treatment = Literal["honoured", "passed on", "with validation", "refused"]
+FLAGS: dict[str, Treatment] = {
+    "accelerator": "passed on", "strategy": "honoured", "devices": "passed on", "num_nodes": "passed on",
+    "precision": "passed on", "logger": "honoured", "callbacks": "honoured", "fast_dev_run": "honoured",
+    "max_epochs": "honoured", "min_epochs": "honoured", "max_steps": "honoured", "min_steps": "honoured",
+    "max_time": "honoured", "limit_train_batches": "honoured", "limit_val_batches": "with validation",
+    "limit_test_batches": "refused", "limit_predict_batches": "refused", "overfit_batches": "refused",
+    "val_check_interval": "with validation", "check_val_every_n_epoch": "with validation",
+    "num_sanity_val_steps": "with validation", "log_every_n_steps": "honoured", "enable_checkpointing": "honoured",
+    "enable_progress_bar": "passed on", "enable_model_summary": "honoured", "accumulate_grad_batches": "honoured",
+    "gradient_clip_val": "honoured", "gradient_clip_algorithm": "honoured", "deterministic": "passed on",
+    "benchmark": "passed on", "inference_mode": "refused", "use_distributed_sampler": "honoured",
+    "profiler": "passed on", "detect_anomaly": "passed on", "barebones": "refused", "plugins": "honoured",
+    "sync_batchnorm": "passed on", "reload_dataloaders_every_n_epochs": "refused", "default_root_dir": "refused",
+    "enable_autolog_hparams": "passed on", "model_registry": "refused",
+}  # fmt: skip
+"""Every flag of a Trainer. `passed on`: as it is, to the Trainer of each stage. `honoured`: with the meaning that
+docs/config.md tells. `with validation`: refused where there is nothing to validate on. `refused`: but for a value that
+asks for nothing."""
 
 REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_epochs": (lambda value: value == 0, TRAINS_NOTHING),
     "max_steps": (lambda value: value == 0, TRAINS_NOTHING),
     "limit_train_batches": (lambda value: value == 0, TRAINS_NOTHING),
-    "limit_val_batches": (bool, NO_VALIDATION),
-    "limit_test_batches": (bool, NO_VALIDATION),
-    "limit_predict_batches": (bool, NO_VALIDATION),
-    "val_check_interval": (lambda value: value is not None and repr(value) != "1.0", NO_VALIDATION),
-    "check_val_every_n_epoch": (lambda value: value != 1, NO_VALIDATION),
-    "num_sanity_val_steps": (bool, NO_VALIDATION),
-    "inference_mode": (lambda value: value is False, NO_VALIDATION),
+    "limit_test_batches": (bool, NO_TEST),
+    "limit_predict_batches": (bool, NO_TEST),
+    "val_check_interval": (lambda value: value is not None and (not isinstance(value, int | float) or value <= 0),
+                           "it is a share of an epoch's batches, or a number of them; by the clock neither several "
+                           "processes nor a run that goes on would agree when"),
+    "check_val_every_n_epoch": (lambda value: value is not None and value < 1, "it must be at least 1, or null"),
+    "inference_mode": (lambda value: value is False, "Lightning validates within a fit without it in any case"),
     "overfit_batches": (bool, "the set is drawn anew at each epoch; a pool of a few problems is data.limit"),
     "barebones": (bool, "it takes away the checkpoints and the metrics that a run consists of"),
     "log_every_n_steps": (lambda value: value is not None and value < 0, "it must not be below 0; 0 logs no step"),
@@ -64,6 +88,14 @@ REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
 }  # fmt: skip
 """By flag: whether a value is refused, and why."""
 
+WITH_VALIDATION: dict[str, Callable[[Any], bool]] = {
+    "limit_val_batches": bool,
+    "val_check_interval": lambda value: value is not None and repr(value) != "1.0",
+    "check_val_every_n_epoch": lambda value: value != 1,
+    "num_sanity_val_steps": bool,
+}
+"""By flag: whether a value asks for a validation."""
+
 FOREIGN_TO_US: dict[type[Callback], str] = {
     GradientAccumulationScheduler: "batches are planned for one trainer.accumulate_grad_batches; use that",
     BatchSizeFinder: "the size of a micro-batch is data.token_budget",
@@ -72,7 +104,7 @@ FOREIGN_TO_US: dict[type[Callback], str] = {
     WeightAveraging: "it would put weights into the student that no stage and no rollout has had",
     ModelPruning: "it would change the student that the stages share behind their back",
     BaseFinetuning: "the student has no backbone to freeze; use student.lora",
-    BasePredictionWriter: NO_VALIDATION,
+    BasePredictionWriter: NO_TEST,
     OnExceptionCheckpoint: "a later fit would begin from what it saved; a run saves itself (--resume)",
     ThroughputMonitor: "batches differ in length; tokens and seconds of each stage stand in summary.json",
 }
@@ -91,19 +123,28 @@ METRICS: dict[str, tuple[str, ...]] = {
 """What a callback can watch, by stage; each is named `sft/loss`."""
 
 
-def refuse_flags(config: Mapping[str, Any], has_budget: bool) -> None:
+def refuse_flags(config: Mapping[str, Any], has_budget: bool, has_validation: bool = False) -> None:
     """Refuses what a run cannot honour, and says what a flag means here that is not plain.
 
     Args:
         config: keyword arguments of a Trainer.
         has_budget: curriculum.max_tokens is set.
+        has_validation: there are problems to validate on.
 
     Raises:
         ValueError: a flag is refused; the message names it, its value and what to use.
     """
+    for flag, asks in WITH_VALIDATION.items():
+        if flag in config and asks(config[flag]) and not has_validation:
+            raise ValueError(f"trainer.{flag}: {config[flag]!r} is refused: {NO_VALIDATION}")
     for flag, (is_refused, why) in REFUSED.items():
         if flag in config and is_refused(config[flag]):
             raise ValueError(f"trainer.{flag}: {config[flag]!r} is refused: {why}")
+    interval = config.get("val_check_interval")
+    counts_by_epoch = config.get("check_val_every_n_epoch", 1) is not None
+    if isinstance(interval, int) and interval > 1 and counts_by_epoch:
+        raise ValueError(f"trainer.val_check_interval: {interval} is refused: an epoch may have fewer batches; with "
+                         "trainer.check_val_every_n_epoch null they are counted over all epochs")  # fmt: skip
     for flag in ("min_epochs", "min_steps"):
         if has_budget and config.get(flag):
             raise ValueError(f"trainer.{flag}: {config[flag]!r} is refused: a fit would go on beyond "
@@ -115,8 +156,13 @@ def refuse_flags(config: Mapping[str, Any], has_budget: bool) -> None:
         log.info("trainer.enable_checkpointing is false: a run that is cut off goes on after the newest whole stage")
 
 
-def refuse_callbacks(callbacks: Sequence[Callback], stages: Sequence[str], has_logger: bool) -> None:
+def refuse_callbacks(
+    callbacks: Sequence[Callback], stages: Sequence[str], has_logger: bool, validated: Sequence[str] = ()
+) -> None:
     """Refuses callbacks that would fail in a fit or do nothing, and says which are in some of the stages alone.
+
+    Args:
+        validated: the metrics of a validation; none where there is none.
 
     Raises:
         ValueError: one is refused; the message names its class.
@@ -133,10 +179,21 @@ def refuse_callbacks(callbacks: Sequence[Callback], stages: Sequence[str], has_l
             raise ValueError(f"{name}: its state cannot be kept in a checkpoint: {location}")
         if isinstance(callback, ModelCheckpoint) and callback.dirpath:
             checked_folder(f"{name}.dirpath", str(callback.dirpath))
-        if isinstance(callback, EarlyStopping) and waits_for_validation(callback):
+        if isinstance(callback, EarlyStopping) and waits_for_validation(callback) and not validated:
             raise ValueError(f"{name} is refused with check_on_train_epoch_end false: {NO_VALIDATION}")
         if isinstance(watched := getattr(callback, "monitor", None), str):
-            _check_watched(name, callback, watched, stages, others_log)
+            if watched.startswith("val/"):
+                _check_validated(name, watched, validated)
+            else:
+                _check_watched(name, callback, watched, stages, others_log)
+
+
+def _check_validated(name: str, watched: str, validated: Sequence[str]) -> None:
+    if not validated:
+        raise ValueError(f"{name} watches {watched}, which no stage logs: trainer.limit_val_batches is 0, or "
+                         f"{NO_VALIDATION}")  # fmt: skip
+    if watched not in validated:
+        raise ValueError(f"{name} watches {watched}, which no validation logs; there are {', '.join(validated)}")
 
 
 def _check_watched(name: str, callback: Callback, watched: str, stages: Sequence[str], others_log: bool) -> None:
@@ -162,8 +219,8 @@ def in_stage(callbacks: Sequence[Callback], stage: str) -> list[Callback]:
         of = watched.partition("/")[0] if isinstance(watched, str) else ""
         if of in METRICS and of != stage:
             continue
-        if isinstance(callback, EarlyStopping) and of == "grpo":
-            callback.strict = False  # an epoch without an update has no loss to watch
+        if isinstance(callback, EarlyStopping) and of in ("grpo", "val"):
+            callback.strict = False  # an epoch may be without an update, or without a validation
         mine.append(callback)
     return mine
 

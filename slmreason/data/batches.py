@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from slmreason.records import Example, Place
+from slmreason.records import Example, Place, Problem
 from slmreason.runtime.distributed import rank, world_size
 from slmreason.student import Student
-from slmreason.student.packing import FALLBACK_HIDDEN_SIZE, PackedBatch, collate, plan_batches, without_targets
+from slmreason.student.packing import (
+    FALLBACK_HIDDEN_SIZE,
+    PackedBatch,
+    PromptBatch,
+    collate,
+    plan_batches,
+    without_targets,
+)
 
 if TYPE_CHECKING:
     from slmreason.data.datamodule import ReasoningDataModule
@@ -40,6 +47,24 @@ class PlannedLoader(DataLoader[Any]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to do: see `state_dict`."""
+
+
+class PromptBatches(Sequence[PromptBatch]):
+    """Problems in their order, some at a time: the same in every process, each of which samples its share of a batch.
+
+    Not a DataLoader, whose batches Lightning would deal out to the processes.
+    """
+
+    def __init__(self, problems: Sequence[Problem], per_batch: int) -> None:
+        self.problems, self.per_batch = problems, per_batch
+
+    def __len__(self) -> int:
+        return -(-len(self.problems) // self.per_batch)
+
+    def __getitem__(self, index: int) -> PromptBatch:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return PromptBatch(self.problems[index * self.per_batch : (index + 1) * self.per_batch])
 
 
 class PackedDataset(Sequence[PackedBatch]):

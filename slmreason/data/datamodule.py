@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import lightning as L
 from torch.utils.data import DataLoader
 
-from slmreason.data.batches import PlannedLoader
+from slmreason.data.batches import PlannedLoader, PromptBatches
 from slmreason.data.columns import Columns
 from slmreason.data.contamination import contaminated
 from slmreason.data.evidence import matched_evidence, of_pool
@@ -26,6 +26,7 @@ from slmreason.data.mixture import Entry, entries_of, held_out, read_pool
 from slmreason.data.reading import Loaded
 from slmreason.data.sources import most_common
 from slmreason.data.strata import Bands, Routing, Strata, routed, stratify
+from slmreason.data.validation import read_validation, without_validation
 from slmreason.records import Band, Evidence, Place, Problem, Reject
 from slmreason.rollout.engine import PromptLimit
 
@@ -81,6 +82,7 @@ class ReasoningDataModule(L.LightningDataModule):
         decontaminate: bool = True,
         evidence: str | None = None,
         holdout: float = 0.0,
+        validation: str | None = None,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -103,7 +105,10 @@ class ReasoningDataModule(L.LightningDataModule):
                 are rejected into rejects.jsonl; false keeps them, with a warning.
             evidence: File of `slmreason stratify` for this student: what it measured is not measured again. Its lines
                 are matched by question and gold, and how many match is said.
-            holdout: Share of the pool that is never trained on, chosen by question and gold; 0 keeps none.
+            holdout: Share of the pool that is never trained on, chosen by question and gold; 0 keeps none. Fits are
+                validated on it.
+            validation: In place of a share of the pool a data set, named as in `data.train`, that fits are validated
+                on. What of the pool stands in it is rejected. `data.columns`, `data.split` and `data.limit` hold.
             num_workers: Worker processes of the dataloader; batches are planned beforehand, so the order is the same.
             seed: Of shuffling and review draws.
 
@@ -120,10 +125,13 @@ class ReasoningDataModule(L.LightningDataModule):
             raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
         if not 0 <= holdout < 1:
             raise ValueError(f"data.holdout must be at least 0 and below 1, got {holdout}")
+        if holdout and validation is not None:
+            raise ValueError("data.validation: fits are validated on this or on data.holdout, not on both")
         self.entries = entries_of(train, "data.train", columns, split, limit)
+        self.validated_on = entries_of(validation, "data.validation", columns, split, limit) if validation else ()
         self.holdout_share = holdout
         self.holdout: tuple[Problem, ...] = ()
-        """Problems of the pool that are never trained on."""
+        """Problems that are never trained on: a share of the pool, or those of `data.validation`."""
         self.max_prompt_tokens, self.decontaminate, self.evidence = max_prompt_tokens, decontaminate, evidence
         self.token_budget, self.batch_size = token_budget, batch_size
         self.bands, self.review_share, self.routing = bands, review_share, routing
@@ -163,11 +171,15 @@ class ReasoningDataModule(L.LightningDataModule):
         Raises:
             ValueError: a source is unreadable, or every problem of it was rejected.
         """
-        keep = lambda loaded: self._kept(loaded, prompt_length, benchmarks, longest)  # noqa: E731
+        tokens = min(self.max_prompt_tokens, longest.tokens if longest else self.max_prompt_tokens)
+        validation = read_validation(self.validated_on, lambda each: prompt_length(each) <= tokens)
+        keep = lambda loaded: without_validation(  # noqa: E731
+            self._kept(loaded, prompt_length, benchmarks, longest), validation
+        )
         pool = read_pool(self.entries, keep, self.seed, self.wants_column)
-        self.problems, self.holdout = held_out(pool.problems, self.holdout_share)
-        self.rejects = pool.rejects
-        if self.holdout:
+        self.problems, share = held_out(pool.problems, self.holdout_share)
+        self.holdout, self.rejects = validation or share, pool.rejects
+        if share:
             log.info("data.holdout: %d of %d problems are kept from training", len(self.holdout), len(pool.problems))
         if self.evidence is not None:
             matched = matched_evidence(Path(self.evidence), self.problems)
@@ -217,13 +229,13 @@ class ReasoningDataModule(L.LightningDataModule):
             ValueError: the pool cannot be read, or there is nothing in it for the module to train on.
         """
         trainer = self.trainer
-        if stage != "fit" or trainer is None or (self._stage is not None and not self._is_by_hand):
+        if stage not in ("fit", "validate") or trainer is None or (self._stage is not None and not self._is_by_hand):
             return
         if getattr(trainer, "reload_dataloaders_every_n_epochs", None) == 0:  # as it is where nobody said anything
             trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         rows = trainer.lightning_module.enter(self)  # type: ignore[operator]
         self._is_by_hand = True
-        if not rows:
+        if not rows and stage == "fit":
             raise ValueError(f"data.train: {self.pool_name}: there is nothing to train on: every problem is mastered, "
                              "or has no trace that passes the checks")  # fmt: skip
 
@@ -273,6 +285,14 @@ class ReasoningDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
+
+    def val_dataloader(self) -> Any:
+        """The held-out problems; no loader where there are none, or the module has nothing to sample and grade with."""
+        assert self.trainer is not None
+        validation = getattr(self.trainer.lightning_module, "validation", None)
+        if validation is None or not self.holdout:
+            return []
+        return PromptBatches(self.holdout, validation.problems_per_batch)
 
     def _restratify(self, epoch: int) -> None:
         assert self._stage is not None

@@ -115,6 +115,7 @@ def model_card(name: str, config: dict[str, Any], summary: Sequence[dict[str, An
     return environment.get_template("model_card.md.jinja").render(
         **config,
         base=hub_name(model),
+        pool=pool_name(config["data"]["train"]),
         license=licence(model),
         messages=messages,
         name=name,
@@ -123,6 +124,12 @@ def model_card(name: str, config: dict[str, Any], summary: Sequence[dict[str, An
         version=version("slmreason"),
         headings=[f"{score.benchmark} (n={score.problems})" for score in with_scores],
     )
+
+
+def pool_name(train: str | list[Any]) -> str:
+    """What a run trained on, by the `data.train` of its config."""
+    entries = [train] if isinstance(train, str) else train
+    return ", ".join(str(entry["path"]) if isinstance(entry, dict) else str(entry) for entry in entries)
 
 
 def hub_name(model: str) -> str | None:

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from slmreason.modules.base import StudentModule
     from slmreason.modules.cft import CFTModule
     from slmreason.modules.grpo import GRPOModule
-    from slmreason.modules.settings import CFTSettings, FitSettings, GRPOSettings, SFTSettings
+    from slmreason.modules.settings import CFTSettings, FitSettings, GRPOSettings, SFTSettings, ValidationSettings
     from slmreason.modules.sft import SFTModule
+    from slmreason.modules.validation import Validation
 
 __all__ = [
     "CFTModule",
@@ -22,6 +23,8 @@ __all__ = [
     "SFTModule",
     "SFTSettings",
     "StudentModule",
+    "Validation",
+    "ValidationSettings",
 ]
 
 __getattr__ = lazily(
@@ -35,5 +38,7 @@ __getattr__ = lazily(
         "SFTModule": "sft",
         "SFTSettings": "settings",
         "StudentModule": "base",
+        "Validation": "validation",
+        "ValidationSettings": "settings",
     },
 )

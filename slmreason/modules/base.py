@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules.nonfinite import gradient_norm, save_bad_batch
 from slmreason.modules.settings import FitSettings
+from slmreason.modules.validation import ValidatedModule
 from slmreason.runtime.lightning_internals import attached_trainer
 from slmreason.student import Student
 from slmreason.student.optimizer import make_adamw, release
@@ -32,7 +33,7 @@ class NonFiniteError(RuntimeError):
     """Several optimizer steps in a row had a loss or a gradient that is not finite."""
 
 
-class StudentModule(L.LightningModule):
+class StudentModule(ValidatedModule):
     """Trains a `Student` that it does not own: consecutive fits hand the same object on."""
 
     stage: str = ""
@@ -81,6 +82,9 @@ class StudentModule(L.LightningModule):
         return batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch
 
     def on_fit_start(self) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ReasoningDataModule) and data.holdout and self.validation is None:
+            log.info("%s: there is no validation: module.validation says with what to sample and grade", self.stage)
         self.student.train()
 
     def on_fit_end(self) -> None:

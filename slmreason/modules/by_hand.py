@@ -11,8 +11,9 @@ from typing import Any
 from slmreason.data.batches import PackedDataset, packed_batches
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.strata import Strata
+from slmreason.modules.validation import ValidatedModule
 from slmreason.records import Example, Fault, Place, Problem
-from slmreason.rollout.engine import PromptLimit
+from slmreason.rollout.engine import PromptLimit, prompt_limit
 from slmreason.student import Student
 from slmreason.student.packing import PromptBatch
 from slmreason.supervision.checks import NOT_USABLE, trace_fault
@@ -31,6 +32,14 @@ def load(data: ReasoningDataModule, student: Student, longest: PromptLimit | Non
     if not data.problems:
         data.load(student.prompt_length, {}, longest)
         data.ledger.take(data.given_evidence, Place(0, "stratify"))
+
+
+def room_for_answers(module: ValidatedModule) -> PromptLimit | None:
+    """The longest prompt that leaves room for the answer of a validation; None where there is no validation."""
+    if module.validation is None:
+        return None
+    tokens = module.validation.sampling.max_new_tokens
+    return prompt_limit(module.student, module.validation.engine, tokens, f"{tokens} tokens of an answer")
 
 
 def not_mastered(strata: Strata) -> list[Problem]:

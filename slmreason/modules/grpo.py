@@ -27,6 +27,7 @@ from slmreason.modules.by_hand import ProblemsToSolve, load
 from slmreason.modules.policy_batch import PolicyBatch, sampler_correction
 from slmreason.modules.record import RecordRollouts, records_into
 from slmreason.modules.settings import GRPOSettings
+from slmreason.modules.validation import Validation
 from slmreason.objectives import entropy_surrogate, kl_penalty, policy_loss
 from slmreason.records import Place, Rollout, RolloutGroup
 from slmreason.rollout.collect import collect
@@ -69,6 +70,8 @@ class GRPOModule(StudentModule):
         tokens = self.settings.max_completion_tokens
         data.wants_column = self.reward.wants_column
         load(data, self.student, prompt_limit(self.student, self.engine, tokens, f"{tokens} tokens of a completion"))
+        if data.holdout and self.validation is None:
+            self.validation = Validation.of(self.engine, self.reward, tokens)
         self.token_budget = data.token_budget
         return data.enter(ProblemsToSolve(Place(1, self.stage), self.settings.prompts_per_step))
 

@@ -17,6 +17,32 @@ Decay = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
+class ValidationSettings:
+    """How the fits are validated, where there is `data.holdout` or `data.validation`: `val/pass@1` is greedy."""
+
+    samples: int = 1
+    """With 2 or more, so many further completions of each problem are drawn: `val/pass@8` is the share of problems
+    that one of 8 solves."""
+    temperature: float = 1.0
+    """Of the further completions."""
+    problems_per_batch: int = 64
+    """Problems of a validation batch, in which `trainer.limit_val_batches` counts."""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: a value is out of its range; the message names the key.
+        """
+        if self.samples < 1 or self.problems_per_batch < 1:
+            raise ValueError(
+                f"validation: samples and problems_per_batch must be at least 1, got {self.samples} and "
+                f"{self.problems_per_batch}"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"validation.temperature must be above 0, got {self.temperature}; val/pass@1 is greedy")
+
+
+@dataclass(frozen=True)
 class FitSettings:
     """What every fit is told, whatever its objective."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules.base import StudentModule, sum_over_processes
-from slmreason.modules.by_hand import DatasetTraces, load
+from slmreason.modules.by_hand import DatasetTraces, load, room_for_answers
 from slmreason.modules.old_policy import OldPolicy
 from slmreason.modules.settings import SFTSettings, SupervisedSettings
 from slmreason.objectives import supervised_loss
@@ -35,7 +35,7 @@ class SFTModule(StudentModule):
 
     def enter(self, data: ReasoningDataModule) -> int:
         """The solutions that came with the dataset, those that pass the checks, of what is not mastered."""
-        load(data, self.student)
+        load(data, self.student, room_for_answers(self))
         return data.enter(DatasetTraces(Place(1, self.stage), self.student))
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:

@@ -54,6 +54,7 @@ class StageFolder:
         self.rejects = path / "rejects.jsonl"
         self.metrics = path / "metrics.csv"
         self.samples = path / "samples.jsonl"
+        self.rollouts = path / "rollouts"
         self.health = path / "health.jsonl"
 
     def set(self, epoch: int) -> Path:

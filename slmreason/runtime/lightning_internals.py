@@ -53,6 +53,11 @@ def logging_step(trainer: L.Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
+def set_logging_step(trainer: L.Trainer, step: int) -> None:
+    """Puts right the step that `logging_step` gives: nothing public does."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = step
+
+
 # -- callbacks ------------------------------------------------------------------------------------------------------
 
 

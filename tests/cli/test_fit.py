@@ -26,6 +26,7 @@ def test_without_a_teacher_a_run_says_what_it_does_and_trains(
                  "--benchmarks=[embedded:chain/test?count=4]", "--trainer.enable_progress_bar=false"]) == 0  # fmt: skip
     shown = " ".join(capsys.readouterr().out.split())
     assert "no teacher: SFT has the dataset's own traces" in shown
+    assert f" report {run}, or " in shown.rpartition("next: ")[2]
     written = (run / "round-01" / "sft" / "set-epoch-0.jsonl").read_text()
     origins = {json.loads(line)["origin"] for line in written.splitlines()}
     assert origins == {"self"}  # the embedded families bring no traces

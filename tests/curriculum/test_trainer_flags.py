@@ -6,6 +6,7 @@ import csv
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 from slmreason.cli import main
-from slmreason.curriculum.trainer_flags import METRICS, REFUSED
+from slmreason.curriculum.trainer import build_trainer
+from slmreason.curriculum.trainer_flags import FLAGS, METRICS, REFUSED, WITH_VALIDATION
+from slmreason.modules.sft import SFTModule
+from slmreason.student import Student
 
 FIT = [
     "fit", "--config=quickstart", "--teacher=TraceTeacher", "--benchmarks=[]", "--curriculum.rounds=1",
@@ -96,7 +100,42 @@ NOT_HONOURED: dict[str, list[str]] = {
 def test_every_flag_of_the_trainer_is_in_one_of_the_tables() -> None:
     flags = set(inspect.signature(L.Trainer.__init__).parameters) - {"self"}
     assert flags == set(HONOURED) | set(NOT_HONOURED)
-    assert set(REFUSED) <= set(NOT_HONOURED)
+    assert set(REFUSED) | set(WITH_VALIDATION) <= set(NOT_HONOURED)
+
+
+def test_every_flag_of_the_trainer_has_a_treatment() -> None:
+    flags = inspect.signature(L.Trainer.__init__).parameters
+    assert set(FLAGS) == set(flags) - {"self"}
+    by_treatment = {kind: {flag for flag, treatment in FLAGS.items() if treatment == kind} for kind in FLAGS.values()}
+    assert by_treatment["with validation"] == set(WITH_VALIDATION)
+    assert by_treatment["refused"] <= set(REFUSED)
+    assert not by_treatment["passed on"] & set(REFUSED)
+    assert by_treatment["passed on"] | by_treatment["honoured"] == set(HONOURED)
+
+
+def test_the_docs_say_of_every_flag_what_becomes_of_it() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "config.md").read_text(encoding="utf-8")
+    said: dict[str, str] = {}
+    for names, treatment in re.findall(r"^\| (`trainer\..+?) \| ([a-z ]+) \|", page, re.MULTILINE):
+        for name in re.findall(r"`trainer\.(\w+)`", names):
+            assert name not in said
+            said[name] = treatment
+    assert said == FLAGS
+
+
+@pytest.mark.parametrize("flag", [flag for flag, treatment in FLAGS.items() if treatment == "passed on"])
+def test_a_flag_is_passed_on_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flag: str) -> None:
+    given, value = {}, object()
+    monkeypatch.setattr(L, "Trainer", lambda **config: given.update(config))
+    module = SFTModule(Student("embedded:qwen2"))
+    build_trainer(lambda: {flag: value}, module, tmp_path, epochs=1, callbacks=[], time_left=None)
+    assert given[flag] is value
+
+
+@pytest.mark.parametrize("name", ["--trainer.ckpt_path=x", "--ckpt_path=x"])
+def test_what_is_no_flag_of_the_trainer_is_refused(fit: Fit, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    fit(name, status=2)
+    assert "ckpt_path" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -200,6 +239,7 @@ WATCHES: list[tuple[str, dict[str, Any], str]] = [
     ("EarlyStopping", {"monitor": "sft/los"}, "watches sft/los, which no stage logs; there are sft/loss"),
     ("EarlyStopping", {"monitor": "val_loss"}, "watches val_loss, which no stage logs"),
     ("EarlyStopping", {"monitor": "sft/loss", "check_on_train_epoch_end": False}, "check_on_train_epoch_end"),
+    ("EarlyStopping", {"monitor": "val/pass@1"}, "there is nothing to validate on"),
     ("ModelCheckpoint", {"monitor": "val_loss"}, "watches val_loss, which no stage logs"),
     ("ModelCheckpoint", {"monitor": "grpo/entropy"}, "an epoch without an informative group does not have"),
     ("ModelCheckpoint", {"dirpath": "pool.jsonl"}, "pool.jsonl is a file"),

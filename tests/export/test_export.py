@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from slmreason.cli import main
 from slmreason.curriculum.resume import load_run
 from slmreason.embedded.families import make_problems
-from slmreason.export.export import export, hub_name, licence
+from slmreason.export.export import export, hub_name, licence, pool_name
 from slmreason.student import EMBEDDED, Lora, Student
 from tests.runs import LORA, SMALL
 
@@ -102,18 +104,22 @@ def test_card_has_the_training_table_and_the_folder_its_end_of_turn(lora_run: Pa
     assert generation["eos_token_id"] == sorted(student.eos_ids)
 
 
+@pytest.mark.parametrize("form", ["merged", "adapter"])
 def test_the_cards_snippet_runs_as_it_stands(
-    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for form in ("merged", "adapter"):
-        assert main(["export", str(lora_run), form, f"--form={form}"]) == 0
-        [snippet] = re.findall(r"```python\n(.*?)```", (tmp_path / form / "README.md").read_text(), re.DOTALL)
-        if form == "adapter":  # an embedded student has no name that the hub knows
-            snippet = snippet.replace('"embedded:qwen2"', repr(str(EMBEDDED / "qwen2")))
-        capsys.readouterr()
-        exec(snippet, {})  # noqa: S102 - ours
-        assert capsys.readouterr().out.strip()
+    assert main(["export", str(lora_run), form, f"--form={form}"]) == 0
+    [snippet] = re.findall(r"```python\n(.*?)```", (tmp_path / form / "README.md").read_text(), re.DOTALL)
+    # An embedded student has no name that the hub knows.
+    snippet = snippet.replace('"embedded:qwen2"', repr(str(EMBEDDED / "qwen2")))
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip()
+
+
+def test_the_card_names_every_data_set_of_a_pool() -> None:
+    assert pool_name("openai/gsm8k") == "openai/gsm8k"
+    assert pool_name(["openai/gsm8k", {"path": "mine.jsonl", "weight": 0.5}]) == "openai/gsm8k, mine.jsonl"
 
 
 def test_the_card_names_the_base_as_the_hub_does_and_its_licence(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
+import torch
 
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.sources import Columns
@@ -16,12 +19,14 @@ from slmreason.modules.by_hand import DatasetTraces
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.record import RecordRollouts
-from slmreason.modules.settings import GRPOSettings
+from slmreason.modules.settings import GRPOSettings, ValidationSettings
 from slmreason.modules.sft import SFTModule
+from slmreason.modules.validation import Validation
 from slmreason.records import Fault, Place, Problem
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
-from slmreason.verify.rewards import AnswerReward
+from slmreason.student.packing import PromptBatch
+from slmreason.verify.rewards import AnswerReward, Verdict
 
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
                          "enable_model_summary": False, "accelerator": "cpu"}  # fmt: skip
@@ -47,6 +52,70 @@ def test_grpo_trains_on_the_pool_and_its_rollouts_are_the_evidence_of_the_next_e
     assert all(attempts(data, problem) == 2 for problem in data.problems)
     assert set(data.band_of) == {problem.id for problem in data.problems}
     assert sum(isinstance(callback, RecordRollouts) for callback in trainer.callbacks) == 1  # type: ignore[attr-defined]
+
+
+def test_grpo_is_validated_with_its_own_engine_on_what_is_held_out(student: Student) -> None:
+    data = ReasoningDataModule("embedded:chain/train?count=24", holdout=0.25)
+    trainer = L.Trainer(max_epochs=1, **QUIET)
+    trainer.fit(grpo(student), datamodule=data)
+    right = float(trainer.callback_metrics["val/pass@1"]) * len(data.holdout)
+    assert right == pytest.approx(round(right))
+    assert trainer.callback_metrics["val/tokens"] > 0
+    assert not any(problem.id in data.ledger for problem in data.holdout)
+
+
+def test_a_student_is_validated_without_a_fit_and_can_be_trained_afterwards(student: Student) -> None:
+    data, module = ReasoningDataModule("embedded:chain/train?count=24", holdout=0.25), grpo(student)
+    trainer = L.Trainer(max_epochs=1, **QUIET)
+    [found] = trainer.validate(module, datamodule=data, verbose=False)
+    assert found["val/tokens"] > 0
+    trainer.fit(module, datamodule=data)
+    assert student.policy_version > 0
+
+
+def test_sft_is_validated_where_it_has_what_that_takes_and_says_so_where_it_does_not(
+    student: Student, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "sums.jsonl"
+    sums = [{"question": f"What is {a} + 3?", "worked": f"{a} + 3 = {a + 3}\n#### {a + 3}"} for a in range(2, 8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in sums))
+    shown = []
+    for validation in (None, Validation.of(HFEngine(), AnswerReward(), max_new_tokens=40)):
+        module = SFTModule(student)
+        module.validation = validation
+        trainer = L.Trainer(max_epochs=2, **QUIET)
+        with caplog.at_level("INFO", logger="slmreason"):
+            trainer.fit(module, datamodule=ReasoningDataModule(str(path), columns=COLUMNS, holdout=0.3))
+        shown.append("val/pass@1" in trainer.callback_metrics)
+    assert shown == [False, True]
+    assert caplog.text.count("sft: there is no validation: module.validation says with what") == 1
+
+
+def test_validation_draws_no_random_number_and_costs_no_tokens(student: Student) -> None:
+    module = grpo(student)
+    module.validation = Validation.of(HFEngine(), DrawsReward(), 20, ValidationSettings(samples=2))
+    torch.manual_seed(1)
+    before, cost = torch.get_rng_state(), replace(student.tokens)
+    student.train()
+    module.on_validation_start()
+    module.validation_step(PromptBatch(make_problems("chain", "test", 3)), 0)
+    assert module.tally.problems == 3
+    assert module.tally.tokens >= 9
+    assert torch.equal(torch.get_rng_state(), before)
+    assert student.tokens == cost
+    assert student.network.training
+
+
+class DrawsReward(AnswerReward):
+    """Moves the generator that everybody shares."""
+
+    def __call__(self, problem: Problem, text: str) -> Verdict:
+        torch.rand(1)
+        return super().__call__(problem, text)
+
+    def grade(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        torch.rand(1)
+        return super().grade(pairs)
 
 
 def test_a_recorder_that_is_there_is_left_alone(student: Student) -> None:

@@ -51,9 +51,9 @@ def test_many_kills_at_every_kind_of_moment_leave_the_same_run(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "processes",
-    [["--student.lora.r=8", *ONE], [*TWO, "--trainer.strategy=fsdp"], [*TWO, "--trainer.strategy=ddp"],
-     [*TWO, "--trainer.strategy=fsdp", "--trainer.precision=bf16-true"]],
-    ids=["one", "fsdp", "ddp", "half-fsdp"],
+    [["--student.lora.r=8", *ONE], [*TWO, "--trainer.strategy=fsdp", "--sft.loss=psft"],
+     [*TWO, "--trainer.strategy=ddp"], [*TWO, "--trainer.strategy=fsdp", "--trainer.precision=bf16-true"]],
+    ids=["one", "fsdp-psft", "ddp", "half-fsdp"],
 )  # fmt: skip
 def test_several_processes_go_on_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: list[str]

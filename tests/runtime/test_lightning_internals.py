@@ -30,6 +30,7 @@ from slmreason.runtime.lightning_internals import (
     logged_metrics,
     logging_step,
     rename,
+    set_logging_step,
     started_processes,
     starts_by_script,
     tensor_parallel_size,
@@ -103,6 +104,12 @@ def test_the_installed_lightning_has_the_names(what: str, tmp_path: Path) -> Non
 def test_the_names_tried_here_are_all_that_the_file_uses() -> None:
     tree = ast.parse(inspect.getsource(lightning_internals))
     assert {name for _, name in private_names(tree)} == KNOWN
+
+
+def test_the_loggers_step_can_be_put_right() -> None:
+    trainer = quiet_trainer()
+    set_logging_step(trainer, 7)
+    assert logging_step(trainer) == 7
 
 
 def test_what_is_logged_is_a_mean_that_goes_on_at_the_loggers_step() -> None:
