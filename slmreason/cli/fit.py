@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -41,6 +41,7 @@ from slmreason.rollout.engine import stable_seed
 from slmreason.run.files import NO_ROOM, read_records
 from slmreason.run.folder import RunFolder, checked_folder, free_folder, lock_folder
 from slmreason.runtime.distributed import first_only
+from slmreason.student import Student
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ class Fit:
         stages = [modules[stage] for stage in dict.fromkeys(made.curriculum.stages)]
         try_trainers(fresh, stages, Path(config.run_dir), made.curriculum.max_tokens is not None)
         processes = Processes(fresh(), made.backend)
+        if processes.shards > 1:
+            refuse_sharding(made.student, stages)
         parts = Parts(
             student=made.student,
             data=made.data,
@@ -159,6 +162,18 @@ def modules_of(made: Namespace, config: Namespace) -> dict[str, SFTModule | GRPO
         "grpo": GRPOModule(student, made.rollout, made.reward, GRPOSettings(**vars(config.grpo))),
         "cft": CFTModule(student, CFTSettings(**vars(config.cft))),
     }
+
+
+def refuse_sharding(student: Student, modules: Sequence[StudentModule]) -> None:
+    """
+    Raises:
+        ConfigError: a key does not go with sharded weights.
+    """
+    keys = [f"{module.stage}.optimizer" for module in modules if module.settings.optimizer is not None]
+    if getattr(student.base_model, "hf_quantizer", None) is not None:
+        keys.append("student.quantization")
+    if keys:
+        raise ConfigError(f"{keys[0]}: does not go with sharded weights; leave it out, or use trainer.strategy ddp")
 
 
 def validate_on_holdout(modules: Iterable[StudentModule], made: Namespace, config: Namespace) -> None:

@@ -149,6 +149,10 @@ def _do(run: Fit) -> None:
         raise
 
 
+OPEN = (".optimizer", ".lora.options")
+"""Ends of keys whose value is a mapping that is handed on whole."""
+
+
 def as_arguments(layer: Config | Sections) -> list[str]:
     """A config as the command line takes it: a name or a file by `--config`, and anything else key by key.
 
@@ -164,7 +168,7 @@ def _flags(key: str, value: Any) -> Iterator[tuple[str, str]]:
     """(`grpo.group_size`, `4`) of each value below a key; a class comes before its arguments."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, Mapping) or not value or key.endswith(OPEN):
         yield key, _as_text(key, value)
         return
     if "class_path" in value:

@@ -36,7 +36,7 @@ def export(run: Path, out: Path, form: Form = "merged", dtype: Dtype | None = No
         dtype: Of the weights that are written; what they were trained in when not given.
 
     Raises:
-        ValueError: there is no such run, it has no adapters to write, or `out` is taken.
+        ValueError: there is no such run, it has no adapters to write or none that stand alone, or `out` is taken.
     """
     files = RunFolder(run)
     config_file = files.config
@@ -47,6 +47,11 @@ def export(run: Path, out: Path, form: Form = "merged", dtype: Dtype | None = No
     config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     if form == "adapter" and config["student"]["lora"] is None:
         raise ValueError(f"export: {run} trained all weights (student.lora is not set); use --form merged")
+    if form == "adapter" and Lora(**config["student"]["lora"]).changes_base:
+        raise ValueError(
+            f"export: {run} has student.lora.options that change the weights below the adapters, which say little "
+            "without them; use --form merged"
+        )
     student = trained_student(run, config)
     if dtype is not None:
         student.to(getattr(torch, dtype))

@@ -23,6 +23,7 @@ from slmreason.modules.validation import ValidatedModule
 from slmreason.runtime.lightning_internals import attached_trainer
 from slmreason.student import Student
 from slmreason.student.optimizer import make_adamw, release
+from slmreason.student.optimizers import make_by_class
 from slmreason.student.weights import shard
 
 log = logging.getLogger(__name__)
@@ -72,14 +73,8 @@ class StudentModule(ValidatedModule):
             shard(self.student.network, self.student.base_model, strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW on what is trainable, in float32 whatever the student's precision is."""
-        student = self.student
-        optimizer = make_adamw(
-            student.trained.parameters(),
-            self.settings.learning_rate,
-            self.settings.weight_decay,
-            masters=student.trained.take_masters(),
-        )
+        """AdamW or what the settings name, on what is trainable, in float32 whatever the student's precision is."""
+        optimizer = optimizer_of(self.student, self.settings)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(self))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -153,6 +148,17 @@ class StudentModule(ValidatedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.student.policy_version = checkpoint["policy_version"]
         self.skipped_steps, self.skipped_in_a_row = checkpoint.get("skipped_steps", (0, 0))
+
+
+def optimizer_of(student: Student, settings: FitSettings) -> Optimizer:
+    """The optimizer of one fit, which goes on from the float32 copies that an earlier one has left."""
+    parameters, masters = student.trained.parameters(), student.trained.take_masters()
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if (chosen := settings.by_class()) is None:
+        return make_adamw(parameters, rate, decay, masters=masters)
+    ends = (student.network.get_input_embeddings(), student.network.get_output_embeddings())
+    embeddings = [p for module in ends if module is not None for p in module.parameters()]
+    return make_by_class(chosen, parameters, rate, decay, embeddings, masters)
 
 
 def sum_over_processes(module: L.LightningModule, *values: float | Tensor) -> list[float]:

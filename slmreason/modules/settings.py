@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from slmreason.objectives import AdvantageScale, MismatchMask, PolicyLoss, SupervisedLoss
 from slmreason.rollout.engine import Sampling, stable_seed
+from slmreason.student.optimizers import ByClass
 
 Decay = Literal["constant", "linear", "cosine"]
 
@@ -59,6 +60,10 @@ class FitSettings:
     """Optimizer steps of linear warm-up at the start of each fit."""
     decay: Decay = "constant"
     """How the learning rate falls over the fit."""
+    optimizer: dict[str, Any] | str | None = None
+    """Class path of an optimizer, or {class_path, init_args}, such as torch.optim.SGD or torch.optim.Muon; AdamW when
+    not given. Half-precision weights keep their float32 copies with any. What takes matrices alone gets the matrices
+    but the embeddings; the rest goes to AdamW, at the same rate."""
     max_skipped_steps: int = 3
     """A step whose loss or gradient is not finite is skipped; the run stops, and keeps the batch, when this many in a
     row are."""
@@ -75,6 +80,17 @@ class FitSettings:
             )
         if self.max_skipped_steps < 1:
             raise ValueError(f"{self.stage}.max_skipped_steps must be at least 1, got {self.max_skipped_steps}")
+        self.by_class()
+
+    def by_class(self) -> ByClass | None:
+        """The optimizer that is named, tried; None for AdamW.
+
+        Raises:
+            ValueError: it is none, or cannot be used.
+        """
+        if self.optimizer is None:
+            return None
+        return ByClass.of(f"{self.stage}.optimizer", self.optimizer, self.weight_decay)
 
     def refuse_idle(self, idle: Mapping[str, str]) -> None:
         """Refuses values that change nothing.

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from slmreason.student import Student
 from slmreason.student.logprobs import compute_dtype, logits_of
+from slmreason.student.lora import has_variant, lora_layers
 from slmreason.student.optimizer import HALF
 from slmreason.student.weights import units
 
@@ -113,10 +114,7 @@ def _foldable(student: Student) -> list[Any]:
     """The LoRA layers that `folded` folds: all, or none."""
     if student.lora is None or units(student.network):
         return []
-    from peft.tuners.lora import LoraLayer  # slow to import, and most students do without
-
-    layers: list[Any] = [module for module in student.network.modules() if isinstance(module, LoraLayer)]
-    layers = [layer for layer in layers if _active(layer)]
+    layers = [layer for layer in lora_layers(student.network) if _active(layer)]
     weights = [layer.get_base_layer().weight for layer in layers]
     if not weights or any(compute_dtype(w) != torch.float32 or w.dtype != torch.float32 for w in weights):
         return []
@@ -134,9 +132,7 @@ def _active(layer: Any) -> list[str]:
 
 def _is_plain_lora(module: Any) -> bool:
     """Whether a LoRA layer does y = x W^T + b + s (x A^T) B^T and nothing else, in evaluation mode."""
-    base = module.get_base_layer()
-    others = (getattr(module, "lora_variant", {}), getattr(module, "lora_bias", {}))
-    return type(base) is nn.Linear and not any(other.get(name) for other in others for name in module.active_adapters)
+    return type(module.get_base_layer()) is nn.Linear and not has_variant(module)
 
 
 # -- products ---------------------------------------------------------------------------------------------------------

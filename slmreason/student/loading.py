@@ -84,6 +84,8 @@ def load(model: str, trust_remote_code: bool, **options: Any) -> tuple[PreTraine
     adapter = Path(path) / "adapter_config.json"
     try:
         base = _base_of(adapter) if adapter.is_file() else path
+        if base != path and "quantization_config" in options:
+            raise ValueError("it is an adapter, which cannot be folded into quantized weights; export it as merged")
         network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             base, trust_remote_code=trust_remote_code, use_safetensors=True, **options
         )

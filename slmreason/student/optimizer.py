@@ -59,7 +59,9 @@ def release(optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
     masters = {parameter: state[MASTER] for parameter, state in optimizer.state.items() if MASTER in state}
     if isinstance(optimizer, MasterAdamW):
         masters |= optimizer.given
-    optimizer.state.clear()
+    masters |= getattr(optimizer, "masters", {})  # of an optimizer by class path
+    for part in (optimizer, *getattr(optimizer, "inner", ())):
+        part.state.clear()
     return masters
 
 

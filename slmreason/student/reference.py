@@ -6,19 +6,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from slmreason.student.weights import local_part, units
+from slmreason.student.lora import Lora
+from slmreason.student.weights import like, local_part, units
 
 
 class ReferencePolicy:
-    """With LoRA the base with its adapters off, which is always there; else weights that were frozen."""
+    """With LoRA the base with its adapters off, which is always there; else weights that were frozen.
 
-    def __init__(self, network: Any, has_adapters: bool) -> None:
+    Where the adapters' options change the base (PiSSA, trained biases) it is the student with what it began with.
+    """
+
+    def __init__(self, network: Any, lora: Lora | None) -> None:
         self._network = network
-        self._has_adapters = has_adapters
+        self._has_adapters = lora is not None
         self._frozen: FrozenWeights | None = None
+        self._first = FirstAdapters(network) if lora is not None and lora.changes_base else None
 
     def freeze(self) -> None:
         """Keeps the present weights as the reference policy, until `drop`. Where there is one already, it stays.
@@ -39,6 +45,10 @@ class ReferencePolicy:
         Raises:
             RuntimeError: full fine-tuning without `freeze()` first.
         """
+        if self._first is not None:
+            with self._first.in_place():
+                yield
+            return
         if self._has_adapters:
             with self._network.disable_adapter():
                 yield
@@ -51,6 +61,34 @@ class ReferencePolicy:
             yield
         finally:
             frozen.swap()
+
+
+class FirstAdapters:
+    """What is trained beside frozen weights, as it was when the student was made."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        trained = ((name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad)
+        self._first = {name: parameter.detach().clone() for name, parameter in trained}
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """Within it the network computes with them; afterwards with what it has learned, bit for bit."""
+        for unit in units(self._network):
+            unit.reshard()
+        parameters = {name: p for name, p in self._network.named_parameters() if name in self._first}
+        learned = {name: local_part(parameter).detach().clone() for name, parameter in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                first = like(parameter, self._first[name])
+                local_part(parameter).data.copy_(local_part(first))
+            yield
+        finally:
+            for unit in units(self._network):
+                unit.reshard()
+            for name, parameter in parameters.items():
+                local_part(parameter).data.copy_(learned[name])
 
 
 class FrozenWeights:

@@ -7,7 +7,7 @@ tokens alone: the hidden states of all other positions never reach the vocabular
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +23,10 @@ from slmreason.student.attention import VARLEN
 from slmreason.student.chat import Chat
 from slmreason.student.layout import PLAIN_ATTENTION, Findings, attends_plainly, layout_of
 from slmreason.student.loading import check_tokens, embeddings, load, max_positions, torch_dtype
-from slmreason.student.lora import Lora, with_adapters
+from slmreason.student.lora import Lora, peft_config, with_adapters
+from slmreason.student.offload import OffloadedActivations
 from slmreason.student.packing import FALLBACK_HIDDEN_SIZE, PackedBatch
+from slmreason.student.quantization import Quantization, quantization_config, saved_plainly
 from slmreason.student.reference import ReferencePolicy
 from slmreason.student.scoring import TokenScores, score_batch
 from slmreason.student.template import DATE
@@ -47,6 +49,8 @@ class Student(nn.Module):
         trust_remote_code: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         date: str = DATE,
+        quantization: Quantization | None = None,
+        activation_offload: bool = False,
     ) -> None:
         """
         Args:
@@ -64,21 +68,28 @@ class Student(nn.Module):
             chat_template_kwargs: Variables for the chat template in every rendering, such as {enable_thinking: false}.
             date: What a chat template that prints today's date gets, so that a run has the same prompts on any day;
                 YYYY-MM-DD.
+            quantization: `nf4` keeps the frozen weights below the adapters in four bits (bitsandbytes, on a GPU).
+            activation_offload: Keep what the backward pass needs in the CPU's memory, which takes time.
 
         Raises:
-            ValueError: the model cannot be found or loaded; the message names it.
+            ValueError: the model cannot be found or loaded; the message names it. Or keys exclude each other.
         """
         super().__init__()
         self.policy_version = 0
         """Optimizer steps this student has taken, over all stages; stamped on every rollout."""
         self.tokens = Tokens()
         """What its training has cost so far."""
-        network, tokenizer, self.name = load(
-            model,
-            trust_remote_code,
-            dtype=torch_dtype(dtype),
-            attn_implementation=attn_implementation,
-        )
+        if lora is not None:
+            peft_config(lora)  # a mistake in it is said before a large model is read
+        if activation_offload and gradient_checkpointing:
+            raise ValueError(
+                "student.activation_offload: student.gradient_checkpointing keeps no activations that could be "
+                "offloaded; choose one of them"
+            )
+        options: dict[str, Any] = {"dtype": torch_dtype(dtype), "attn_implementation": attn_implementation}
+        if quantization is not None:
+            options["quantization_config"] = quantization_config(quantization, lora, options["dtype"])
+        network, tokenizer, self.name = load(model, trust_remote_code, **options)
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
         self.chat = Chat(
             self.tokenizer,
@@ -98,6 +109,7 @@ class Student(nn.Module):
             enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
         self.lora = lora
+        self.activation_offload = activation_offload
         if attn_implementation == VARLEN and not attends_plainly(network.config):
             raise ValueError(
                 f"student.attn_implementation: varlen serves {', '.join(PLAIN_ATTENTION)} with full attention, not "
@@ -105,7 +117,7 @@ class Student(nn.Module):
             )
         self.network: PreTrainedModel = with_adapters(network, lora, gradient_checkpointing) if lora else network
         self.trained = TrainedWeights(self.network)
-        self.reference_policy = ReferencePolicy(self.network, has_adapters=lora is not None)
+        self.reference_policy = ReferencePolicy(self.network, lora)
         self.findings = Findings()
         """Which ways of computing were found right for this model, by trying."""
         self.eval()
@@ -173,7 +185,10 @@ class Student(nn.Module):
         Returns:
             TokenScores over the N target tokens, in the batch's row-major order.
         """
-        return score_batch(self.network, batch, layout_of(self).way, temperature, with_entropy, with_ranks)
+        way = layout_of(self).way
+        offloads = self.activation_offload and torch.is_grad_enabled()
+        with OffloadedActivations(self.network) if offloads else nullcontext():
+            return score_batch(self.network, batch, way, temperature, with_entropy, with_ranks)
 
     def forward(self, batch: PackedBatch, temperature: float = 1.0, with_entropy: bool = False) -> TokenScores:
         return self.score(batch, temperature, with_entropy)
@@ -220,7 +235,8 @@ class Student(nn.Module):
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if is_first()}
 
         def fill(empty: Path) -> None:
-            self.base_model.save_pretrained(empty, state_dict=state)
+            with saved_plainly(self.base_model):
+                self.base_model.save_pretrained(empty, state_dict=state)
             self.tokenizer.save_pretrained(empty)
 
         if is_first():

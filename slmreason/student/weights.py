@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
+
+from slmreason.student.lora import has_variant
+from slmreason.student.quantization import dequantized, is_quantized
 
 
 def units(network: nn.Module) -> list[FSDPModule]:
@@ -28,10 +32,12 @@ def shard(network: nn.Module, base: PreTrainedModel, mesh: DeviceMesh) -> None:
         base: The transformers model in `network`, which says what its blocks are.
 
     Raises:
-        ValueError: it does not, or no module is such a block.
+        ValueError: it does not, or no module is such a block, or its weights are quantized.
     """
     if units(network):
         return
+    if any(is_quantized(module) for module in network.modules()):
+        raise ValueError("trainer.strategy: student.quantization does not go with sharded weights; use ddp")
     names = base._no_split_modules or ()
     blocks = [module for module in network.modules() if type(module).__name__ in names]
     if not blocks:
@@ -118,12 +124,27 @@ def _own_weights(module: nn.Module, with_adapters: bool) -> Iterator[tuple[str, 
     from peft.tuners.lora import LoraLayer  # slow to import, and most commands do without
 
     base: Any = module.get_base_layer() if isinstance(module, LoraLayer) else module
+    if isinstance(module, LoraLayer) and with_adapters and has_variant(module):
+        yield from _merged_by_peft(module)
+        return
     for name, tensor in (*base.named_parameters(recurse=False), *base.named_buffers(recurse=False)):
         if name in base._non_persistent_buffers_set:
             continue
+        if name == "weight" and is_quantized(base):
+            tensor = dequantized(base)
         if isinstance(module, LoraLayer) and name == "weight" and with_adapters:
             whole = tensor.to(torch.promote_types(tensor.dtype, torch.float32))  # rounded once, at the end
             for adapter in module.active_adapters:  # type: ignore[attr-defined]
                 whole = whole + module.get_delta_weight(adapter).to(whole.dtype)  # type: ignore[operator]
             tensor = whole.to(tensor.dtype)
         yield name, tensor
+
+
+def _merged_by_peft(layer: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights of one LoRA layer's base with its adapters as peft merges them, rounded once, at the end."""
+    dtypes = {name: tensor.dtype for name, tensor in layer.get_base_layer().named_parameters(recurse=False)}
+    whole = copy.deepcopy(layer)
+    whole.get_base_layer().to(torch.float32)
+    whole.merge(safe_merge=False)
+    for name, tensor in whole.get_base_layer().named_parameters(recurse=False):
+        yield name, tensor.detach().to(dtypes[name])

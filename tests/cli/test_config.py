@@ -13,6 +13,7 @@ from slmreason.cli import main
 from slmreason.cli.config import build_parser, fresh_trainer_config, instantiate, parse
 from slmreason.cli.errors import ConfigError
 from slmreason.cli.recipes import RECIPES, find_recipe
+from slmreason.modules.settings import GRPOSettings
 from slmreason.records import Problem
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +133,21 @@ print("COUNT", len(keys))
 
 OVERLAYS = ("full-fsdp", "gpu-80gb")
 GPU_RECIPES = ("gsm8k-llama3.2-1b", "gsm8k-qwen2.5-0.5b")
+
+
+def test_options_of_peft_and_optimizers_by_class_path_come_through_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text(
+        "student: {lora: {r: 8, options: {use_dora: true, init_lora_weights: pissa}}}\n"
+        "grpo: {optimizer: {class_path: torch.optim.SGD, init_args: {momentum: 0.9}}}\n"
+    )
+    config = parsed("--config", str(tmp_path / "more.yaml"), "--sft.optimizer=torch.optim.Muon",
+                    "--student.activation_offload=true")  # fmt: skip
+    assert config.student.lora.options == {"use_dora": True, "init_lora_weights": "pissa"}
+    assert config.student.activation_offload is True
+    assert config.sft.optimizer == "torch.optim.Muon"
+    assert config.grpo.optimizer == {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
+    assert GRPOSettings(**vars(config.grpo)).by_class().init_args == {"momentum": 0.9}  # type: ignore[union-attr]
+    assert config.cft.optimizer is None
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)

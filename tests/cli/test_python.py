@@ -17,7 +17,7 @@ import torch
 
 import slmreason
 from slmreason.cli import main
-from slmreason.cli.config import build_parser
+from slmreason.cli.config import build_parser, parse
 from slmreason.cli.errors import ConfigError
 from slmreason.cli.python import Sections, as_arguments
 from slmreason.curriculum import Curriculum
@@ -147,6 +147,16 @@ def test_sections_are_flags() -> None:
         "--trainer.logger=false", "--trainer.callbacks=[]", "--teacher=null"
     ]  # fmt: skip
     assert as_arguments("quickstart") == ["--config=quickstart"]
+
+
+def test_what_is_handed_on_whole_is_one_flag() -> None:
+    given = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
+    arguments = as_arguments(
+        {"sft": {"optimizer": given}, "student": {"lora": Lora(options={"rank_pattern": {"q": 2}})}}
+    )
+    config = parse(build_parser("fit", "x"), ["--config", "quickstart", *arguments])
+    assert config.sft.optimizer == given
+    assert config.student.lora.options == {"rank_pattern": {"q": 2}}
 
 
 def test_the_typed_sections_are_those_of_the_config() -> None:

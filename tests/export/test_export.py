@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from slmreason.cli import main
 from slmreason.curriculum.resume import load_run
 from slmreason.embedded.families import make_problems
-from slmreason.export.export import hub_name, licence, pool_name
+from slmreason.export.export import export, hub_name, licence, pool_name
 from slmreason.student import EMBEDDED, Lora, Student
 from tests.runs import LORA, SMALL
 
@@ -134,6 +134,13 @@ def test_the_card_names_the_base_as_the_hub_does_and_its_licence(tmp_path: Path)
     (folder / "config.json").write_text('{"_name_or_path": "/home/me/model"}')
     (folder / "README.md").write_text("---\nlicense: [<script>]\n---\n")
     assert (hub_name(str(folder)), licence(str(folder))) == (None, None)
+
+
+def test_adapters_are_not_exported_without_the_weights_that_they_changed(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("student: {lora: {r: 4, options: {init_lora_weights: pissa}}}")
+    with pytest.raises(ValueError, match="options that change the weights below the adapters.*use --form merged"):
+        export(tmp_path, tmp_path / "out", form="adapter")
+    assert not (tmp_path / "out").exists()
 
 
 def test_mistakes_are_named(lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from slmreason.student import Student
 from slmreason.verify.rewards import AnswerReward
 
 ALL = [SFTSettings, CFTSettings, GRPOSettings]
-SHARED = ["learning_rate", "epochs", "weight_decay", "warmup_steps", "decay", "max_skipped_steps"]
+SHARED = ["learning_rate", "epochs", "weight_decay", "warmup_steps", "decay", "optimizer", "max_skipped_steps"]
 SUPERVISED = ["loss", "psft_steps", "psft_clip"]
 
 

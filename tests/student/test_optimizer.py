@@ -148,7 +148,16 @@ class Watches(Callback):
         self.state = [value.clone() for state in states.values() for value in state.values()]
 
 
-def fit(student: Student, *callbacks: Callback, checkpoint: Path | None = None, **flags: Any) -> L.Trainer:
+FOUR_STEPS = SFTSettings(learning_rate=1e-5, weight_decay=0.1, warmup_steps=2)
+
+
+def fit(
+    student: Student,
+    *callbacks: Callback,
+    checkpoint: Path | None = None,
+    settings: SFTSettings = FOUR_STEPS,
+    **flags: Any,
+) -> L.Trainer:
     """Four steps, or the last two of them where there is a checkpoint."""
     examples = solution_examples(student, 16)
     plan = [[*range(4 * i, 4 * i + 4)] for i in range(4)]
@@ -158,7 +167,7 @@ def fit(student: Student, *callbacks: Callback, checkpoint: Path | None = None, 
     options = {**QUIET, "enable_checkpointing": saves, "precision": "bf16-true", "gradient_clip_val": 1.0,
                "plugins": [SafetensorsIO()], **flags}  # fmt: skip
     trainer = L.Trainer(max_epochs=1, callbacks=list(callbacks), **options)
-    module = SFTModule(student, SFTSettings(learning_rate=1e-5, weight_decay=0.1, warmup_steps=2))
+    module = SFTModule(student, settings)
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     return trainer
 

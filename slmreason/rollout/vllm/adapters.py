@@ -16,7 +16,8 @@ from slmreason.rollout.vllm.core import LORA_RANKS
 from slmreason.student import Student
 
 NOT_IN_VLLM = ("use_dora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication",
-               "trainable_token_indices", "target_parameters")  # fmt: skip
+               "trainable_token_indices", "target_parameters", "use_bdlora", "kasa_config",
+               "velora_config")  # fmt: skip
 """Settings of peft's LoRA that vLLM refuses or, worse, ignores."""
 
 
