@@ -369,6 +369,17 @@ def test_the_reward_functions_of_the_docs_are_terms_of_the_reward(example: Path)
     assert max(read_column("runs/shaping", "grpo/reward/brevity_step")) < 0
 
 
+def test_the_order_of_the_docs_draws_and_is_logged(example: Path) -> None:
+    run_documented("weakest.yaml", *TINY, FEW, "--grpo.max_sampled_groups=6")
+    assert yaml.safe_load(Path("runs/weakest/config.yaml").read_text())["grpo"]["order"] == {
+        "class_path": "weakest.WeakestKind"
+    }
+    shares = read_column("runs/weakest", "grpo/order/short_step")
+    assert shares
+    assert all(0 < share < 1 for share in shares)
+    assert max(read_column("runs/weakest", "grpo/sampled_groups_step")) <= 6
+
+
 def test_the_teacher_of_the_docs_is_checked_like_any_other(example: Path) -> None:
     run_documented("worksheet.yaml", *TINY)
     made = {row["problem"]["id"]: row["candidates"] for row in rows("runs/worksheet/round-01/sft/bridge.jsonl")}

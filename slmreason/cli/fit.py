@@ -159,7 +159,7 @@ def modules_of(made: Namespace, config: Namespace) -> dict[str, SFTModule | GRPO
     student = made.student
     return {
         "sft": SFTModule(student, SFTSettings(**vars(config.sft))),
-        "grpo": GRPOModule(student, made.rollout, made.reward, GRPOSettings(**vars(config.grpo))),
+        "grpo": GRPOModule(student, made.rollout, made.reward, GRPOSettings(**vars(made.grpo))),
         "cft": CFTModule(student, CFTSettings(**vars(config.cft))),
     }
 

@@ -119,13 +119,15 @@ class ConsolidationStage:
     prompts_per_step: int
     review_share: float
     seed_source: ReasoningDataModule
+    drawn: bool = False
+    """Each step draws its problems when it begins."""
 
     def build(self, strata: Strata, epoch: int) -> list[Problem]:
         rng = self.seed_source.rng("review", self.place.round, epoch)
         return list(consolidation_set(self.seed_source.routed(strata), self.review_share, rng))
 
     def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> list[PromptBatch]:
-        return prompt_batches(rows, data, self.place, epoch, self.prompts_per_step)
+        return prompt_batches(rows, data, self.place, epoch, self.prompts_per_step, self.drawn)
 
 
 @dataclass

@@ -200,13 +200,14 @@ class GRPOStage(Stage):
         """
         super().__init__(module, tools)
         self.prompts_per_step = module.settings.prompts_per_step * accumulate
+        self.drawn = module.settings.draws_at_each_step
 
     def prepare(self, place: Place, run: RunState) -> StageSet:
         self.prober.before(place, run.last_grpo_began)
         return self.restore(place, run)
 
     def restore(self, place: Place, run: RunState) -> StageSet:
-        return ConsolidationStage(place, self.prompts_per_step, self.data.review_share, self.data)
+        return ConsolidationStage(place, self.prompts_per_step, self.data.review_share, self.data, self.drawn)
 
     def as_rows(self, drawn: Sequence[Any]) -> list[Any]:
         return list(drawn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,9 @@ from typing import Any
 
 from slmreason.data.batches import PackedDataset, packed_batches
 from slmreason.data.datamodule import ReasoningDataModule
+from slmreason.data.order import DrawnBatch
 from slmreason.data.strata import Strata
+from slmreason.modules.settings import GRPOSettings
 from slmreason.modules.validation import ValidatedModule
 from slmreason.records import Example, Fault, Place, Problem
 from slmreason.rollout.engine import PromptLimit, prompt_limit
@@ -52,21 +55,36 @@ class ProblemsToSolve:
     """GRPO: what is not mastered, in steps of so many prompts."""
 
     place: Place
-    prompts_per_step: int
+    settings: GRPOSettings
 
     def build(self, strata: Strata, epoch: int) -> list[Problem]:
         return not_mastered(strata)
 
     def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> list[PromptBatch]:
-        return prompt_batches(rows, data, self.place, epoch, self.prompts_per_step)
+        settings = self.settings
+        return prompt_batches(rows, data, self.place, epoch, settings.prompts_per_step, settings.draws_at_each_step)
 
 
 def prompt_batches(
-    problems: Sequence[Problem], data: ReasoningDataModule, place: Place, epoch: int, prompts_per_step: int
+    problems: Sequence[Problem],
+    data: ReasoningDataModule,
+    place: Place,
+    epoch: int,
+    prompts_per_step: int,
+    drawn: bool = False,
 ) -> list[PromptBatch]:
-    """Shuffles the problems of one epoch and cuts them into steps."""
+    """Shuffles the problems of one epoch and cuts them into steps.
+
+    Args:
+        drawn: each step draws its problems when it begins (see `slmreason.data.order`); there are as many steps.
+    """
     order = list(problems)
     data.rng("shuffle", place.round, place.stage, epoch).shuffle(order)
+    if drawn:
+        positions = {problem.id: position for position, problem in enumerate(data.problems)}
+        key = f"{data.seed}/draw/{place.round}/{place.stage}/{epoch}"
+        steps = math.ceil(len(order) / prompts_per_step)
+        return [DrawnBatch(order, positions, prompts_per_step, key)] * steps
     return [PromptBatch(order[start : start + prompts_per_step]) for start in range(0, len(order), prompts_per_step)]
 
 

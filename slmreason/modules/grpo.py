@@ -22,17 +22,16 @@ from torch.optim import Optimizer
 
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules import policy_batch
-from slmreason.modules.base import StudentModule, sum_over_processes
+from slmreason.modules.base import sum_over_processes
 from slmreason.modules.by_hand import ProblemsToSolve, load
 from slmreason.modules.policy_batch import PolicyBatch, sampler_correction
 from slmreason.modules.record import RecordRollouts, records_into
+from slmreason.modules.sampling import SamplingModule
 from slmreason.modules.settings import GRPOSettings
 from slmreason.modules.validation import Validation
 from slmreason.objectives import entropy_surrogate, kl_penalty, policy_loss
 from slmreason.records import Place, Rollout, RolloutGroup
-from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import RolloutEngine, prompt_limit
-from slmreason.run.progress import Watch
 from slmreason.runtime.lightning_internals import logged_metrics
 from slmreason.student import Student
 from slmreason.student.packing import PromptBatch
@@ -41,7 +40,7 @@ from slmreason.verify.rewards import RewardFn, Step
 log = logging.getLogger(__name__)
 
 
-class GRPOModule(StudentModule):
+class GRPOModule(SamplingModule):
     """Makes reliable what the student can do sometimes."""
 
     stage = GRPOSettings.stage
@@ -50,10 +49,9 @@ class GRPOModule(StudentModule):
     def __init__(
         self, student: Student, engine: RolloutEngine, reward: RewardFn, settings: GRPOSettings | None = None
     ) -> None:
-        super().__init__(student, settings or GRPOSettings())
+        super().__init__(student, engine, reward, settings or GRPOSettings())
         # Rollouts decide how many micro-batches a step has, so the step is ours to take.
         self.automatic_optimization = False
-        self.engine, self.reward = engine, reward
         self.gradient_clip_val: float | None = None
         """Set from trainer.gradient_clip_val, which Lightning itself refuses under manual optimisation."""
         self.gradient_clip_algorithm: str | None = None
@@ -62,8 +60,6 @@ class GRPOModule(StudentModule):
         """Set from data.token_budget."""
         self._engine_is_behind = True
         """The student has changed since the engine got its weights."""
-        self.rollout_watch: Watch | None = None
-        """Is told of rollouts while they are sampled."""
 
     def enter(self, data: ReasoningDataModule) -> int:
         """Every problem that is not mastered by the evidence there is."""
@@ -73,7 +69,7 @@ class GRPOModule(StudentModule):
         if data.holdout and self.validation is None:
             self.validation = Validation.of(self.engine, self.reward, tokens)
         self.token_budget = data.token_budget
-        return data.enter(ProblemsToSolve(Place(1, self.stage), self.settings.prompts_per_step))
+        return data.enter(ProblemsToSolve(Place(1, self.stage), self.settings))
 
     def configure_callbacks(self) -> list[Callback]:
         """The data module draws its sets from these very rollouts: what records them is attached where nobody did."""
@@ -108,21 +104,11 @@ class GRPOModule(StudentModule):
         self.student.reference_policy.drop()
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
-        sampling = self.settings.sampling("grpo", self.student.policy_version, self.trainer.current_epoch, batch_idx)
         if self._engine_is_behind:  # not after the update: what the last one leaves on the GPU nobody would sample from
             self.engine.sync(self.student)
             self._engine_is_behind = False
         self.reward.at_step(step_of(self.trainer, self.settings.updates_per_batch))
-        groups = collect(
-            self.student,
-            self.engine,
-            self.reward,
-            problems=batch.problems,
-            group_size=self.settings.group_size,
-            sampling=sampling,
-            watch=self.rollout_watch,
-        )
-        self.student.tokens.sampled += sum(group.num_tokens for group in groups)
+        groups = self.sample_groups(batch, batch_idx)
         forget_update(self.trainer)
         self._log_rollouts(groups)
         batches = self.policy_batches(groups)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
+from slmreason.data.order import Order, OrderName
 from slmreason.objectives import AdvantageScale, MismatchMask, PolicyLoss, SupervisedLoss
 from slmreason.rollout.engine import Sampling, stable_seed
 from slmreason.student.optimizers import ByClass
@@ -218,6 +219,16 @@ class GRPOSettings(FitSettings):
     overlong_cache: int | None = None
     """Tokens before max_completion_tokens over which the reward falls linearly by 1 in all. Advantages alone are made
     of that reward; what is right, and which groups are trained on, stays the verifier's."""
+    order: OrderName | Order = "random"
+    """Which problems of the set are drawn next: `random` shuffles it once an epoch, `file` keeps the pool's order,
+    `informative` takes those whose groups will probably have right and wrong rollouts, `easy_first` those most often
+    solved; or a class of your own."""
+    cooldown: int | None = None
+    """Optimizer steps for which a problem that was drawn is not drawn again; with null an epoch draws each once at
+    most. For informative, easy_first and classes of your own."""
+    max_sampled_groups: int | None = None
+    """Groups without a difference in reward are replaced within the step by the next draws, until prompts_per_step
+    groups have one or this many were sampled (both times trainer.accumulate_grad_batches). Null replaces none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -234,6 +245,7 @@ class GRPOSettings(FitSettings):
             raise ValueError(f"grpo.temperature must be above 0 (equal rollouts teach nothing), got {self.temperature}")
         self._check_loss()
         self._check_rewards()
+        self._check_draws()
 
     def _check_loss(self) -> None:
         above_zero = ("cispo_cap", "sapo_temperature_pos", "sapo_temperature_neg", "mask_mismatch_above")
@@ -272,6 +284,25 @@ class GRPOSettings(FitSettings):
                 f"grpo.overlong_cache: {cache} makes rewards negative, and grpo.advantage_scale maxrl divides by their "
                 "mean; choose another scale"
             )
+
+    def _check_draws(self) -> None:
+        if isinstance(self.order, str) and self.order not in get_args(OrderName):
+            names = ", ".join(get_args(OrderName))
+            raise ValueError(f"grpo.order must be one of {names} or a class, got {self.order!r}")
+        if self.cooldown is not None and self.cooldown < 0:
+            raise ValueError(f"grpo.cooldown must be at least 0, got {self.cooldown}")
+        if self.order in ("file", "random"):
+            self.refuse_idle({"cooldown": f"with grpo.order {self.order}, which draws each problem once an epoch"})
+        if self.max_sampled_groups is not None and self.max_sampled_groups <= self.prompts_per_step:
+            raise ValueError(
+                f"grpo.max_sampled_groups must be above grpo.prompts_per_step ({self.prompts_per_step}), "
+                f"got {self.max_sampled_groups}"
+            )
+
+    @property
+    def draws_at_each_step(self) -> bool:
+        """Whether a step draws its problems when it begins; otherwise an epoch is shuffled and cut beforehand."""
+        return self.order != "random" or self.max_sampled_groups is not None
 
     def sampling(self, *key: object, with_log_probs: bool = True) -> Sampling:
         """How rollouts are drawn; the key names the place they are drawn at."""

@@ -82,6 +82,17 @@ def test_lora_with_a_kl_term_and_model_parallel_strategy_equal_one_process(runs:
 
 
 @pytest.mark.slow
+def test_two_processes_draw_and_refill_as_one_does(runs: Any) -> None:
+    flags = ["--curriculum.stages=[grpo]", "--grpo.order=informative", "--benchmarks=[]"]
+    one = runs("one-drawn", *ONE, *flags, "--grpo.max_sampled_groups=6")
+    two = runs("ddp-drawn", *TWO, *flags, "--grpo.max_sampled_groups=12", "--trainer.strategy=ddp")
+    assert one.rows("ledger.jsonl") == two.rows("ledger.jsonl")
+    assert two.epoch_losses("grpo") == pytest.approx(one.epoch_losses("grpo"), rel=1e-3, abs=1e-5)
+    for name, tensor in two.weights.items():
+        torch.testing.assert_close(tensor, one.weights[name], rtol=0, atol=5e-5)
+
+
+@pytest.mark.slow
 def test_a_frozen_reference_is_sharded_too(runs: Any) -> None:
     stages = ["--curriculum.stages=[grpo]", "--grpo.kl=0.5", "--grpo.updates_per_batch=2"]
     one, two = runs("one-kl", *ONE, *stages), runs("fsdp-kl", *TWO, *stages, "--trainer.strategy=fsdp")

@@ -83,6 +83,10 @@ def test_a_setting_of_grpo_out_of_range_is_refused_with_its_key(key: str, value:
         ({"overlong_cache": 0}, "grpo.overlong_cache must be from 1 to grpo.max_completion_tokens (512), got 0"),
         ({"overlong_cache": 513}, "grpo.overlong_cache must be from 1 to grpo.max_completion_tokens (512), got 513"),
         ({"overlong_cache": 9, "advantage_scale": "maxrl"}, "grpo.overlong_cache: 9 makes rewards negative"),
+        ({"order": "hardest"}, "grpo.order must be one of file, random, informative, easy_first or a class, got 'hard"),
+        ({"order": "informative", "cooldown": -1}, "grpo.cooldown must be at least 0, got -1"),
+        ({"order": "file", "cooldown": 2}, "grpo.cooldown: 2 does nothing with grpo.order file"),
+        ({"max_sampled_groups": 16}, "grpo.max_sampled_groups must be above grpo.prompts_per_step (16), got 16"),
     ],
     ids=str,
 )  # fmt: skip

@@ -100,6 +100,27 @@ def test_sigterm_in_a_fit_saves_and_leaves_with_143(
     assert f"going on in round 1 sft, epoch 0: {newest.name}" in " ".join(done.stdout.split())
 
 
+def test_a_fit_that_draws_its_problems_goes_on_in_the_middle_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ["fit", *SMALL, OFTEN, "--curriculum.stages=[grpo]", "--trainer.callbacks+=tests.plugins.Dies",
+            "--grpo.prompts_per_step=2", "--grpo.order=informative", "--grpo.cooldown=1", "--grpo.max_sampled_groups=4",
+            "--benchmarks=[]"]  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = command(*args, f"--run_dir={whole}")
+    assert done.returncode == 0, done.stdout[-3000:]
+    monkeypatch.setenv("DIES_IN", "grpo")
+    monkeypatch.setenv("DIES_AT", "2")
+    assert command(*args, f"--run_dir={cut}", "--resume=auto").returncode != 0
+    found = newest_checkpoint(cut)
+    assert found is not None
+    assert found[1].within is not None
+    monkeypatch.delenv("DIES_IN")
+    done = command(*args, f"--run_dir={cut}", "--resume=auto")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert differing(digest(cut), digest(whole)) == []
+
+
 def test_control_c_in_a_fit_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = ["fit", *SMALL, *ONE, OFTEN, "--trainer.callbacks+=tests.plugins.Dies", f"--run_dir={tmp_path / 'run'}",
             "--curriculum.stages=[sft]"]  # fmt: skip
