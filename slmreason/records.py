@@ -11,7 +11,7 @@ import hashlib
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -35,7 +35,7 @@ def to_json(record: Any) -> dict[str, Any]:
     return fields
 
 
-_LEFT_OUT_WHERE_EMPTY = {"turns", "columns", "scores", "extra"}
+_LEFT_OUT_WHERE_EMPTY = {"turns", "columns", "scores", "extra", "certainty"}
 """Fields that most records do not need: their files stay as short as they can be."""
 
 
@@ -281,6 +281,17 @@ class Evidence:
             policy_version=group.rollouts[0].policy_version,
             solution=group.own_solution,
             tokens=group.num_tokens,
+        )
+
+    def with_more(self, more: Evidence) -> Evidence:
+        """Together with further rollouts of the same policy; of two solutions the shorter text is kept."""
+        solutions = [text for text in (self.solution, more.solution) if text is not None]
+        return replace(
+            self,
+            attempts=self.attempts + more.attempts,
+            successes=self.successes + more.successes,
+            solution=min(solutions, key=len, default=None),
+            tokens=self.tokens + more.tokens,
         )
 
     @property

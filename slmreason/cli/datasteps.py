@@ -70,12 +70,15 @@ class StepFile(Generic[R]):
             raise ConfigError(f"--out {path}: the file is there already, and not known to be of this step")
         if path.exists() and (keys := differing_keys(yaml.safe_load(note.read_text(encoding="utf-8")), now)):
             raise ConfigError(f"--out {path}: made with another {', '.join(keys)}; name another file, or remove it")
-        found = [rows.read(row, location) for location, row in placed_lines(path)]
+        lines = list(placed_lines(path))
+        found = [rows.read(row, location) for location, row in lines]
         matched = Pool(rows.problems).match(found, str(path), lambda pair: pair[0])
         if found:
             log.info(matched.describe(f"--out {path}", len(rows.problems)))
         write_text(note, yaml.safe_dump(now, sort_keys=False))
         self.path, self.rows = path, rows
+        of_pool = {id(pair) for _, pair in matched.found}
+        self._others = [row for (_, row), pair in zip(lines, found, strict=True) if id(pair) not in of_pool]
         self._results: dict[tuple[str, str], list[R]] = {}
         for problem, (_, result) in matched.found:
             self._results.setdefault(_name(problem), []).append(rows.under(result, problem))
@@ -88,9 +91,10 @@ class StepFile(Generic[R]):
         cls: type[Any],
         size: int,
         noted: Callable[[int], None] = lambda items: None,
+        part: int = 0,
     ) -> list[Any]:
-        """See `Notes.chunks`. An item is a problem, or has one."""
-        todo = [item for item in items if _name(item) not in self._results]
+        """See `Notes.chunks`. An item is a problem, or has one; the n-th row of a problem is its n-th part."""
+        todo = [item for item in items if not self._made(item, part)]
         if len(todo) < len(items):
             log.info("%d of %d problems are in %s already", len(items) - len(todo), len(items), self.path)
             noted(len(items) - len(todo))
@@ -101,7 +105,16 @@ class StepFile(Generic[R]):
             for result in made:
                 self._results.setdefault(_name(self.rows.problem_of(result)), []).append(result)
         barrier()
-        return [result for item in items for result in self._results.get(_name(item), [])]
+        return [result for item in items for result in self._made(item, part)]
+
+    def _made(self, item: Any, part: int) -> list[R]:
+        results = self._results.get(_name(item), [])
+        return results[part - 1 : part] if part else results
+
+    def write_again(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Puts these rows in the place of all that match the pool: what they say is known only at the end."""
+        write_records(self.path, [*rows, *self._others])
+        barrier()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from jsonargparse import Namespace
 
 from slmreason.cli.errors import ConfigError
 from slmreason.curriculum.trainer import Processes
+from slmreason.curriculum.waves import StoppingRule
 from slmreason.evaluate.benchmarks import Benchmark, load_benchmarks
 from slmreason.rollout.engine import RolloutEngine, prompt_limit
 from slmreason.student import Student
@@ -21,6 +22,7 @@ def load_data(made: Namespace, config: Namespace) -> list[Benchmark]:
         ValueError: a source cannot be read or gives no problem.
     """
     student, engine = made.student, made.rollout
+    check_waves(made)
     benchmarks = load_benchmarks(made.benchmarks, made.evaluation, student, engine)
     held_out = {benchmark.name: benchmark.problems for benchmark in benchmarks}
     longest = prompt_limit(student, engine, config.grpo.max_completion_tokens, "grpo.max_completion_tokens")
@@ -44,6 +46,16 @@ def place(student: Student, engine: RolloutEngine, processes: Processes) -> None
         try_saving(student)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_waves(made: Namespace) -> None:
+    """
+    Raises:
+        ValueError: with these attempts and bands, none of the waves of a probe could ever be left out.
+    """
+    probe = made.curriculum.probe
+    if probe.waves is not None:
+        StoppingRule(probe.attempts, made.data.bands, probe.screen).check(probe.waves)
 
 
 def check_positions(made: Namespace, config: Namespace) -> None:

@@ -28,6 +28,7 @@ from slmreason.curriculum.trainer import Processes
 from slmreason.data.evidence import evidence_in, readable_row
 from slmreason.data.identity import Identity, identity_in
 from slmreason.data.ledger import Ledger
+from slmreason.data.posterior import fitted_prior
 from slmreason.data.recorded import read_recorded
 from slmreason.data.strata import Bands, stratify
 from slmreason.records import Evidence, Place, Problem, RolloutGroup
@@ -66,7 +67,8 @@ def _of_the_student(request: Request) -> Job:
     def job() -> None:
         place(made.student, made.rollout, processes)
         prober_of(made, config, file).measure(problems, HERE, "stratify")
-        _tell(out, made.data.ledger, problems, made.data.bands)
+        in_waves = made.curriculum.probe.waves is not None
+        _end(file, made.data.ledger, problems, made.data.bands, in_waves)
 
     return Job(lambda: processes.run(job))
 
@@ -86,9 +88,9 @@ def _of_recorded(request: Request, recorded: Path) -> Job:
         return [Evidence.of(groups[problem.id]) for problem in chunk]
 
     def job() -> None:
-        ledger = Ledger(None)
+        ledger = Ledger(None, bands.fading)
         ledger.take(file.chunks("recorded", problems, look_up, Evidence, size=len(problems)), HERE)
-        _tell(out, ledger, problems, bands)
+        _end(file, ledger, problems, bands)
 
     return Job(job)
 
@@ -129,7 +131,18 @@ def _under(evidence: Evidence, problem: Problem) -> Evidence:
     return replace(evidence, problem_id=problem.id)
 
 
-def _tell(out: Path, ledger: Ledger, problems: Sequence[Problem], bands: Bands) -> None:
-    """The bands that the file makes, and what to do with it."""
+def _end(
+    file: StepFile[Evidence], ledger: Ledger, problems: Sequence[Problem], bands: Bands, in_waves: bool = False
+) -> None:
+    """Says which bands the file makes, and what to do with it.
+
+    One line for each problem is written where there may be several, of waves, or where the prior that its band goes by
+    is known only now.
+    """
+    out = file.path
+    if in_waves or bands.fading is not None:
+        prior = fitted_prior(ledger.counts(problems))
+        shown = [(found, problem) for problem in problems if (found := ledger.get(problem.id))]
+        file.write_again([readable_row(found, problem, bands, prior) for found, problem in shown])
     show(strata_table(stratify(ledger, problems, bands), ledger))
     log.info("bands: %s; fit starts from them with --data.evidence %s", out, out)

@@ -78,8 +78,9 @@ class Curriculum:
         bar = flags.get("enable_progress_bar") is not False
         self.work = Work(parts.student, parts.engine, self.journal, settings.checkpoint, self.console, bar)
         self.prober = Prober(
-            self.work, parts.data, parts.grpo.settings, parts.reward, settings.probe, settings.max_tokens
-        )
+            self.work, parts.data, parts.grpo.settings, parts.reward, settings.probe, settings.max_tokens,
+            settings.probe_tokens,
+        )  # fmt: skip
         scorer = Scorer(self.work, parts.reward, parts.benchmarks, parts.evaluation, self.files)
         self.results = Results(scorer, settings, self.files, self.console)
         self.fits = Fits(
@@ -194,6 +195,7 @@ class Curriculum:
         elif state.reports:
             log.info("going on after %s", state.reports[-1].place.label)
         self.state = state
+        self.prober.bought = state.bought  # one list: what is bought from now on stands in the state
         for place in (*(report.place for report in state.reports), state.within):
             if place is not None and place.stage in self.stages:
                 self.stages[place.stage].was_begun()

@@ -41,7 +41,7 @@ def open_run(
         files.answers(state.within.label).unlink(missing_ok=True)
     journal.open()
     data.band_of = state.bands
-    data.ledger = Ledger(files.path)
+    data.ledger = Ledger(files.path, data.bands.fading)
     if not len(data.ledger):
         data.ledger.take(data.given_evidence, Place(0, "stratify"))
     write_records(files.rejects, [*data.rejects, *data.unmatched, *rejects])

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from slmreason.curriculum.bought import Bought
 from slmreason.curriculum.settings import ProbeSettings
+from slmreason.curriculum.waves import StoppingRule
 from slmreason.curriculum.work import Work
 from slmreason.data.datamodule import ReasoningDataModule
+from slmreason.data.strata import stratify
 from slmreason.modules.settings import GRPOSettings
-from slmreason.records import Evidence, Place, Problem
+from slmreason.records import Band, Evidence, Place, Problem
 from slmreason.rollout.collect import collect
-from slmreason.run.progress import duration
+from slmreason.rollout.engine import Sampling
+from slmreason.run.progress import Watch, duration
 from slmreason.verify.rewards import RewardFn
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """One measurement: where in the run it is, and how its rollouts are drawn."""
+
+    key: str
+    place: Place
+    sampling: Sampling
+    watch: Watch
 
 
 class Prober:
@@ -28,14 +43,19 @@ class Prober:
         reward: RewardFn,
         settings: ProbeSettings,
         max_tokens: int | None,
+        round_tokens: float | None = None,
     ) -> None:
         """
         Args:
             grpo: whose sampling is that of the rollouts.
             max_tokens: of the run; see `CurriculumSettings.max_tokens`.
+            round_tokens: that measuring may take in a round; None for no bound (`CurriculumSettings.probe_tokens`).
         """
         self.work, self.data, self.grpo, self.reward = work, data, grpo, reward
-        self.settings, self.max_tokens = settings, max_tokens
+        self.settings, self.max_tokens, self.round_tokens = settings, max_tokens, round_tokens
+        self.rule = StoppingRule(settings.attempts, data.bands, settings.screen)
+        self.bought: list[Bought] = []
+        """What measuring within `round_tokens` took so far, in this run."""
 
     def before(self, place: Place, last_grpo_began: int | None) -> None:
         """Measures where the evidence is stale or missing.
@@ -79,25 +99,124 @@ class Prober:
             label: for those who watch, and for the journal.
         """
         attempts, student = self.settings.attempts, self.work.student
-        if not problems or not self._is_affordable(len(problems) * attempts, label):
+        is_bounded = self.round_tokens is not None
+        if not problems or not (is_bounded or self._is_affordable(len(problems) * attempts, label)):
             return
         self.work.engine.sync(student)
         sampling = self.grpo.sampling("probe", place.round, place.stage, student.policy_version, with_log_probs=False)
         key = f"{label} epoch {place.epoch} policy {student.policy_version}"
         with self.work.watching(label, len(problems) * attempts, sampling.max_new_tokens) as watch:
-
-            def make(chunk: list[Problem]) -> list[Evidence]:
-                groups = collect(student, self.work.engine, self.reward, chunk, attempts, sampling, watch)
-                student.tokens.sampled += sum(group.num_tokens for group in groups)
-                return [Evidence.of(group) for group in groups]
-
-            found = self.work.in_batches(key, problems, make, Evidence, attempts, watch)
-        self.data.ledger.take(found, place)
+            probe = _Probe(key, place, sampling, watch)
+            found = self._buy(problems, probe, label) if is_bounded else self._sample(problems, probe, key)
+        if not found:
+            return
         right = sum(evidence.successes for evidence in found)
         sampled = sum(evidence.attempts for evidence in found)
         tokens = sum(evidence.tokens for evidence in found)
         log.info("%s: rho %.2f over %d problems, %d tokens in %s", label, right / sampled, len(found), tokens,
                  duration(watch.seconds))  # fmt: skip
+
+    def _sample(self, problems: Sequence[Problem], probe: _Probe, key: str) -> list[Evidence]:
+        """Draws the rollouts of each problem, all at once or in waves, and takes what they show into the ledger."""
+        waves = self.settings.waves
+        if waves is None:
+            found = self._wave(problems, probe, key, self.settings.attempts)
+        else:
+            found = self._in_waves(problems, probe, key, waves)
+        self.data.ledger.take(found, probe.place)
+        return found
+
+    def _in_waves(self, problems: Sequence[Problem], probe: _Probe, key: str, waves: Sequence[int]) -> list[Evidence]:
+        """Each wave goes over all problems that need it, so that the engine's batches stay full."""
+        attempts = self.settings.attempts
+        shown: dict[int, Evidence] = {}
+        needy = list(range(len(problems)))
+        for part, size in enumerate(waves, start=1):
+            asked = [problems[index] for index in needy]
+            found = self._wave(asked, probe, f"{key} wave {part}", size, sum(waves[: part - 1]), part)
+            for index, evidence in zip(needy, found, strict=True):
+                shown[index] = shown[index].with_more(evidence) if index in shown else evidence
+            stopped = [i for i in needy if self.rule.stops(shown[i].successes, shown[i].attempts)]
+            probe.watch.skip(sum(attempts - shown[index].attempts for index in stopped))
+            needy = sorted(set(needy) - set(stopped))
+            if not needy:
+                break
+        return [shown[index] for index in range(len(problems))]
+
+    def _wave(
+        self, problems: Sequence[Problem], probe: _Probe, key: str, size: int, first: int = 0, part: int = 0
+    ) -> list[Evidence]:
+        """
+        Args:
+            size: rollouts of each problem.
+            first: rollouts that each problem had before.
+            part: see `Notes.chunks`.
+        """
+        student, sampling = self.work.student, replace(probe.sampling, first=first)
+
+        def make(chunk: list[Problem]) -> list[Evidence]:
+            groups = collect(student, self.work.engine, self.reward, chunk, size, sampling, probe.watch)
+            student.tokens.sampled += sum(group.num_tokens for group in groups)
+            return [Evidence.of(group) for group in groups]
+
+        return self.work.in_batches(key, problems, make, Evidence, size, probe.watch, part)
+
+    def _buy(self, problems: Sequence[Problem], probe: _Probe, label: str) -> list[Evidence]:
+        """Samples, piece by piece, as many problems as the round still has tokens for, the least known first."""
+        place, settings = probe.place, self.settings
+        before, allowed = self._bands(), self._allowed(place)
+        order = self._by_need(problems, place)
+        most = self.work.at_a_time(settings.waves[0] if settings.waves else settings.attempts)
+        found: list[Evidence] = []
+        spent = 0
+        while len(found) < len(order):
+            each = settings.attempts * (self.data.ledger.mean_tokens or probe.sampling.max_new_tokens)
+            size = min(most, int((allowed - spent) / each))
+            if size < 1:
+                break
+            new = self._sample(order[len(found) :][:size], probe, f"{probe.key} from {len(found)}")
+            spent += sum(evidence.tokens for evidence in new)
+            found += new
+        after = self._bands()
+        bought = Bought(
+            round=place.round,
+            stage=place.stage,
+            label=label,
+            wanted=len(order),
+            problems=len(found),
+            rollouts=sum(evidence.attempts for evidence in found),
+            tokens=spent,
+            first_bands=len(after.keys() - before.keys()),
+            moved=sum(after[name] != band for name, band in before.items()),
+        )
+        self.bought.append(bought)
+        log.info("%s", bought.describe(max(0.0, allowed)))
+        return found
+
+    def _bands(self) -> dict[str, Band]:
+        return stratify(self.data.ledger, self.data.problems, self.data.bands).band_of
+
+    def _allowed(self, place: Place) -> float:
+        """Tokens that measuring may still take in this round; never more than half of what the run has left."""
+        assert self.round_tokens is not None
+        spent = sum(each.tokens for each in self.bought if each.round == place.round)
+        left = float("inf") if self.max_tokens is None else (self.max_tokens - self.work.student.tokens.total) / 2
+        return min(self.round_tokens - spent, left)
+
+    def _by_need(self, problems: Sequence[Problem], place: Place) -> list[Problem]:
+        """Those first that nothing is known of, then those whose band is least certain, or whose evidence is oldest."""
+        order = list(problems)
+        self.data.rng("probe", place.round, place.stage, place.epoch).shuffle(order)
+        ledger = self.data.ledger
+        certainty = stratify(ledger, self.data.problems, self.data.bands).certainty
+
+        def known(problem: Problem) -> tuple[bool, float]:
+            newest = ledger.get(problem.id)
+            if newest is None:
+                return False, 0.0
+            return True, certainty.get(problem.id, newest.policy_version)
+
+        return sorted(order, key=known)
 
     def completions(self, place: Place, epochs: int, is_first: bool) -> int:
         """What measuring for a stage samples, about.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 
+from slmreason.curriculum.bought import as_summary
 from slmreason.curriculum.scorer import Scorer
 from slmreason.curriculum.settings import CurriculumSettings
 from slmreason.curriculum.state import RunState, StageReport
@@ -46,7 +48,7 @@ class Results:
         run.evaluate = False
         before = run.reports[-2].tokens.total if len(run.reports) > 1 else 0
         log.info("%s", report.describe(report.tokens.total - before))
-        summary = [report.as_summary() for report in run.reports]
+        summary = [_summary(report, run) for report in run.reports]
         write_text(self.files.summary, json.dumps(summary, indent=1) + "\n")
 
     def show(self, reports: Sequence[StageReport]) -> None:
@@ -56,6 +58,12 @@ class Results:
             print_tables(self.console, scores_table("greedy pass@1 in %, 95 % interval", rows))
         for line in (*remarks(reports), f"student: {self.files.student}"):
             self.console.print(shown(line), soft_wrap=True, markup=False, highlight=False)
+
+
+def _summary(report: StageReport, run: RunState) -> dict[str, Any]:
+    """A stage's entry in summary.json, with what was measured for it where measuring has a budget."""
+    bought = run.bought_for(report.place)
+    return {**report.as_summary(), **({"measured": as_summary(bought)} if bought else {})}
 
 
 def remarks(reports: Sequence[StageReport]) -> list[str]:

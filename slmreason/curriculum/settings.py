@@ -23,10 +23,32 @@ class ProbeSettings:
     `never`: nothing; then `data.routing` must be `all`, or there must be `data.evidence`."""
     epoch_share: float = 1.0
     """Share of the pool that is measured again at the end of each SFT epoch; 0 for none."""
+    waves: list[int] | None = None
+    """Rollouts of a problem in waves of these sizes, together `attempts`, such as [5, 1, 1, 1]: a problem whose band no
+    further rollout can change is left out of the next wave, so bands are those of all rollouts. With the default bands
+    none of 8 is known before the fifth. All at once when not given."""
+    screen: bool = False
+    """A problem is left out of the next wave too once at least half of its rollouts are in, all right or all wrong,
+    such as 4 of 8 after the waves [4, 4]: fewer rollouts, and a few bands that all of them would have put elsewhere."""
+    share: float | None = None
+    """Measuring outside GRPO takes at most this share of a round's tokens, which are `curriculum.max_tokens` divided by
+    the rounds, such as 0.15. What is least known is measured first; what was never measured for want of tokens is in no
+    band. No bound when not given."""
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or not 0 <= self.epoch_share <= 1:
             raise ValueError("curriculum.probe: attempts must be at least 1 and epoch_share within 0 and 1")
+        if self.waves is not None and (not self.waves or min(self.waves) < 1 or sum(self.waves) != self.attempts):
+            raise ValueError(
+                f"curriculum.probe.waves: {self.waves} must be at least 1 each, and together curriculum.probe.attempts "
+                f"({self.attempts})"
+            )
+        if self.screen and self.waves is None:
+            raise ValueError(
+                "curriculum.probe.screen: there is nothing to stop before; it needs curriculum.probe.waves"
+            )
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ValueError(f"curriculum.probe.share must be above 0 and at most 1, got {self.share}")
 
 
 @dataclass
@@ -77,6 +99,17 @@ class CurriculumSettings:
         rounds = range(1, self.rounds + 1)
         return [Place(number, name) for number in rounds for name in self.stages]
 
+    @property
+    def probe_tokens(self) -> float | None:
+        """Tokens that measuring outside GRPO may take in a round; None for no bound."""
+        if self.probe.share is None or self.max_tokens is None:
+            return None
+        return self.probe.share * self.max_tokens / self.rounds
+
     def __post_init__(self) -> None:
         if self.rounds < 1 or (self.max_tokens is not None and self.max_tokens < 1):
             raise ValueError("curriculum: rounds and max_tokens must be at least 1")
+        if self.probe.share is not None and self.max_tokens is None:
+            raise ValueError(
+                "curriculum.probe.share: a round's tokens are known only where curriculum.max_tokens is set"
+            )

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from slmreason.curriculum.bought import Bought
 from slmreason.evaluate.benchmarks import Score
 from slmreason.records import Band, Critique, Place, Tokens, from_json, to_json
 from slmreason.student import Student
@@ -79,6 +80,8 @@ class RunState:
     """Rows that it began with."""
     tokens: Tokens = field(default_factory=Tokens)
     """What the run has cost."""
+    bought: list[Bought] = field(default_factory=list)
+    """What measuring took, where `curriculum.probe.share` bounds it."""
     sizes: dict[str, int] = field(default_factory=dict)
     """How long each growing file was: bytes of a .jsonl, rows of a .csv."""
 
@@ -89,6 +92,10 @@ class RunState:
             tokens: what the run has cost by now.
         """
         self.reports.append(StageReport(place, outcome, seconds, rows, scores=[], tokens=replace(tokens)))
+
+    def bought_for(self, place: Place) -> list[Bought]:
+        """What measuring for a stage took."""
+        return [each for each in self.bought if (each.round, each.stage) == (place.round, place.stage)]
 
     def between_stages(self, student: Student, bands: dict[str, Band], seconds: float) -> RunState:
         """The state as it stands now, in no fit.
@@ -123,6 +130,7 @@ class RunState:
             for report in tree["reports"]
         ]  # fmt: skip
         state.tokens = Tokens(**tree["tokens"])
+        state.bought = [Bought(**each) for each in tree.get("bought", [])]
         state.critiques = [from_json(Critique, record) for record in tree["critiques"]]
         state.within = Place(**tree["within"]) if tree["within"] else None
         return state

@@ -64,6 +64,7 @@ class Work:
         cls: type[T],
         completions: int,
         watch: Watch,
+        part: int = 0,
     ) -> list[T]:
         """What `make` gives for each problem, in their order; made and noted a batch of the rollout engine at a time.
 
@@ -71,6 +72,7 @@ class Work:
             key: names the work.
             cls: of the results: a record, or `dict`.
             completions: of a problem.
+            part: see `Notes.chunks`.
         """
         order = list(range(len(problems)))
         if self.longest_first:
@@ -78,7 +80,7 @@ class Work:
             order.sort(key=lambda index: -lengths[index])  # a stable sort: those of one length keep their order
         made = self.notes.chunks(
             key, [problems[index] for index in order], make, cls, self.at_a_time(completions),
-            lambda count: watch.skip(count * completions),
+            lambda count: watch.skip(count * completions), part,
         )  # fmt: skip
         by_index = dict(zip(order, made, strict=True))
         return [by_index[index] for index in range(len(problems))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,12 +55,16 @@ class Restratified:
     counts: dict[str, int]
     moves: dict[str, int]
     rows: int
+    certainty: dict[str, float] = field(default_factory=dict)
+    """Of each band: the share of its problems that is expected to belong there; empty where that is not known."""
 
     def describe(self) -> str:
         bands = " ".join(f"{name} {count}" for name, count in self.counts.items() if count)
         moves = ", ".join(f"{move} {count}" for move, count in sorted(self.moves.items())) or "nobody moved"
         location = f"round {self.place.round} {self.place.stage} epoch {self.place.epoch}"
-        return f"{location}: {bands} | {moves} | {self.rows} rows to train on"
+        sure = "".join(f", {name} {share:.0%}" for name, share in self.certainty.items())
+        certain = f" | in their true band {sure[2:]}" if sure else ""
+        return f"{location}: {bands}{certain} | {moves} | {self.rows} rows to train on"
 
 
 class ReasoningDataModule(L.LightningDataModule):
@@ -135,7 +139,7 @@ class ReasoningDataModule(L.LightningDataModule):
         self.given_evidence: list[Evidence] = []
         self.unmatched: tuple[Reject, ...] = ()
         """Lines of evidence, traces and critiques that are about no problem of the pool."""
-        self.ledger = Ledger(None)
+        self.ledger = Ledger(None, bands.fading)
         self.band_of: dict[str, Band] = {}
         """Band of each problem at the newest stratification."""
         self._stage: StageSet | None = None
@@ -281,7 +285,8 @@ class ReasoningDataModule(L.LightningDataModule):
         strata = stratify(self.ledger, self.problems, self.bands)
         self._rows = self._stage.build(strata, epoch)
         place = Place(self._stage.place.round, self._stage.place.stage, epoch)
-        change = Restratified(place, strata.counts, dict(strata.moves_from(self.band_of)), len(self._rows))
+        moves = dict(strata.moves_from(self.band_of))
+        change = Restratified(place, strata.counts, moves, len(self._rows), strata.mean_certainty)
         self.band_of, self._built_at = strata.band_of, (epoch, self.ledger.version)
         log.info(change.describe())
         if self._on_set is not None:

@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from slmreason.data.identity import Identity, Matched, Pool, identity_in, read_pool
+from slmreason.data.posterior import Posterior, Prior
 from slmreason.data.rows import readable
-from slmreason.data.strata import Bands
+from slmreason.data.strata import Bands, likeliest
 from slmreason.records import Evidence, Problem, to_json
 from slmreason.run.files import record_of, written_rows
 from slmreason.run.folder import RunFolder
@@ -18,12 +21,16 @@ KEPT = ("problem_id", "attempts", "successes", "solution")
 """What `fit` reads of a line: neither the tokens nor the policy version are of the run that reads it."""
 
 
-def readable_row(evidence: Evidence, problem: Problem, bands: Bands) -> dict[str, Any]:
-    """One problem's evidence, with its band for a person to read; `fit` reads the counts, so bands can be moved."""
+def readable_row(evidence: Evidence, problem: Problem, bands: Bands, prior: Prior = Prior()) -> dict[str, Any]:  # noqa: B008 - frozen
+    """One problem's evidence, with its band for a person to read; `fit` reads the counts, so bands can be moved.
+
+    Args:
+        prior: of the pool, for a band that goes by the posterior: the probability of the band stands beside it.
+    """
     return {
         "problem_id": problem.id,
         "key": problem.key,
-        "band": bands.of(evidence.rho),
+        **_band(evidence, bands, prior),
         "attempts": evidence.attempts,
         "successes": evidence.successes,
         "solution": evidence.solution,
@@ -31,6 +38,15 @@ def readable_row(evidence: Evidence, problem: Problem, bands: Bands) -> dict[str
         "answer": problem.answer,
         **_turns_of(problem),
     }
+
+
+def _band(evidence: Evidence, bands: Bands, prior: Prior) -> dict[str, Any]:
+    if bands.fading is None:
+        return {"band": bands.of(evidence.rho)}
+    right, wrong = float(evidence.successes), float(evidence.attempts - evidence.successes)
+    posterior = Posterior(np.array([right + prior.a]), np.array([wrong + prior.b]))
+    [band], [certainty] = likeliest(posterior, bands)
+    return {"band": band, "certainty": round(certainty, 4)}
 
 
 def _turns_of(problem: Problem) -> dict[str, Any]:

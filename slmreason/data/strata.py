@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from slmreason.data.ledger import Ledger
+from slmreason.data.posterior import HALF_LIFE, Posterior
 from slmreason.records import BAND_NAMES, Band, Problem
 
 
@@ -20,10 +23,27 @@ class Bands:
     """Mastered from this correctness rate on."""
     medium: float = 0.25
     """Partly mastered from this correctness rate on; below it a problem is hard."""
+    evidence_model: Literal["newest", "posterior"] = "newest"
+    """What a band goes by. `newest`: the correctness rate in a problem's newest evidence. `posterior`: all evidence of
+    it, older policies' with less weight, on a prior fitted to the pool; the most probable band is taken, and how
+    probable it is is said."""
+    half_life: float | None = None
+    """Policy versions (optimizer steps) after which a rollout counts half in the posterior; 32 when not given."""
 
     def __post_init__(self) -> None:
         if not 0 < self.medium < self.simple <= 1:
             raise ValueError(f"bands need 0 < medium < simple <= 1, got medium={self.medium}, simple={self.simple}")
+        if self.half_life is None:
+            return
+        if self.half_life <= 0:
+            raise ValueError(f"data.bands.half_life must be above 0, got {self.half_life}")
+        if self.evidence_model == "newest":
+            raise ValueError("data.bands.half_life: newest evidence does not fade; it needs evidence_model: posterior")
+
+    @property
+    def fading(self) -> float | None:
+        """The half-life that a ledger needs for these bands; None where only the newest evidence counts."""
+        return None if self.evidence_model == "newest" else self.half_life or HALF_LIFE
 
     def of(self, rho: float) -> Band:
         return "simple" if rho >= self.simple else "medium" if rho >= self.medium else "hard"
@@ -44,7 +64,9 @@ class Strata:
     unknown: tuple[Problem, ...]
     """Problems that were never sampled."""
     solved: frozenset[str]
-    """Ids of problems with at least one accepted rollout (non-all-zero)."""
+    """Ids of problems with at least one accepted rollout (non-all-zero) in their newest evidence."""
+    certainty: Mapping[str, float] = field(default_factory=dict)
+    """Probability of the band that a problem is in, by id; empty where bands go by the newest evidence."""
 
     @property
     def band_of(self) -> dict[str, Band]:
@@ -54,6 +76,14 @@ class Strata:
     def counts(self) -> dict[str, int]:
         return {name: len(getattr(self, name)) for name in (*BAND_NAMES, "unknown")}
 
+    @property
+    def mean_certainty(self) -> dict[str, float]:
+        """Of each band that is not empty: the share of its problems that is expected to belong there."""
+        if not self.certainty:
+            return {}
+        shares = {name: [self.certainty[p.id] for p in getattr(self, name)] for name in BAND_NAMES}
+        return {name: round(sum(found) / len(found), 4) for name, found in shares.items() if found}
+
     def moves_from(self, before: Mapping[str, Band]) -> Counter[str]:
         """How many problems moved between which bands since `before` (band by id), as `{"hard->medium": 12}`."""
         new = self.band_of.items()
@@ -61,7 +91,9 @@ class Strata:
 
 
 def stratify(ledger: Ledger, problems: Iterable[Problem], bands: Bands) -> Strata:
-    """Sorts the pool into bands by the newest evidence."""
+    """Sorts the pool into bands, by the newest evidence or by the posterior (`Bands.evidence_model`)."""
+    if bands.fading is not None:
+        return _by_posterior(ledger, problems, bands)
     groups: dict[str, list[Problem]] = {name: [] for name in (*BAND_NAMES, "unknown")}
     solved = set()
     for problem in problems:
@@ -72,7 +104,40 @@ def stratify(ledger: Ledger, problems: Iterable[Problem], bands: Bands) -> Strat
         groups[bands.of(evidence.rho)].append(problem)
         if evidence.successes:
             solved.add(problem.id)
-    return Strata(**{name: tuple(members) for name, members in groups.items()}, solved=frozenset(solved))
+    return _strata(groups, solved)
+
+
+BANDS_OF_POSTERIOR: tuple[Band, ...] = ("hard", "medium", "simple")
+"""The columns of `Posterior.bands`."""
+
+
+def likeliest(posterior: Posterior, bands: Bands) -> tuple[list[Band], list[float]]:
+    """The most probable band of each problem, and how probable it is."""
+    shares = posterior.bands(bands.medium, bands.simple)  # [problems, 3]
+    best = shares.argmax(axis=1)
+    certainty = np.take_along_axis(shares, best[:, None], axis=1)[:, 0]
+    return [BANDS_OF_POSTERIOR[column] for column in best.tolist()], certainty.tolist()
+
+
+def _by_posterior(ledger: Ledger, problems: Iterable[Problem], bands: Bands) -> Strata:
+    pool = list(problems)
+    groups: dict[str, list[Problem]] = {name: [] for name in (*BAND_NAMES, "unknown")}
+    solved, certainty = set(), {}
+    for problem, band, share in zip(pool, *likeliest(ledger.posterior(pool), bands), strict=True):
+        evidence = ledger.get(problem.id)
+        if evidence is None:
+            groups["unknown"].append(problem)
+            continue
+        groups[band].append(problem)
+        certainty[problem.id] = share
+        if evidence.successes:
+            solved.add(problem.id)
+    return replace(_strata(groups, solved), certainty=certainty)
+
+
+def _strata(groups: Mapping[str, Sequence[Problem]], solved: Iterable[str]) -> Strata:
+    members = {name: tuple(found) for name, found in groups.items()}
+    return Strata(members["simple"], members["medium"], members["hard"], members["unknown"], frozenset(solved))
 
 
 def routed(strata: Strata, routing: Routing, rng: random.Random) -> Strata:
@@ -91,8 +156,8 @@ def routed(strata: Strata, routing: Routing, rng: random.Random) -> Strata:
         return Strata((), (), tuple(pool), (), frozenset(p.id for p in pool))
     by_id = sorted(pool, key=lambda problem: problem.id)
     other = dict(zip((p.id for p in by_id), rng.sample(by_id, len(by_id)), strict=True))
-    groups = {name: tuple(other[p.id] for p in getattr(strata, name)) for name in (*BAND_NAMES, "unknown")}
-    return Strata(**groups, solved=frozenset(other[i].id for i in strata.solved))
+    groups = {name: [other[p.id] for p in getattr(strata, name)] for name in (*BAND_NAMES, "unknown")}
+    return _strata(groups, (other[i].id for i in strata.solved))
 
 
 def acquisition_set(strata: Strata) -> tuple[Problem, ...]:

@@ -18,9 +18,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.text import Text
 
-from slmreason.data.strata import Bands
+from slmreason.data.pooled import Pooled
+from slmreason.data.posterior import HALF_LIFE, Posterior, fitted_prior
+from slmreason.data.strata import Bands, likeliest
 from slmreason.evaluate.compare import ArmResult, Outcome
-from slmreason.records import Band, BridgeResult, Critique, Fault, Place, from_json
+from slmreason.records import Band, BridgeResult, Critique, Evidence, Fault, Place, from_json
 from slmreason.report import pictures
 from slmreason.run.files import read_lines, write_file, write_text
 from slmreason.run.folder import RunFolder, StageFolder
@@ -142,17 +144,19 @@ def _migration(
     known: dict[str, Band] = {}
     first: dict[str, Band] = {}
     columns: list[tuple[str, dict[str, Band]]] = []
+    pooled = Pooled(bands.fading or HALF_LIFE)
     place = None
     for row in read_lines(RunFolder(run).ledger):
         label = Place(row["round"], row["stage"]).label
         if place not in (None, label):
-            columns.append((place or "", dict(known)))
+            columns.append((place or "", _known(known, pooled, bands)))
         place = label
         band = bands.of(row["successes"] / row["attempts"])
         first.setdefault(row["problem_id"], band)
         known[row["problem_id"]] = band
+        pooled.add(Evidence(row["problem_id"], row["attempts"], row["successes"], row["policy_version"]))
     if place is not None:
-        columns.append((place, dict(known)))
+        columns.append((place, _known(known, pooled, bands)))
     if not columns:
         return None
     columns = [("at first", first), *columns][: pictures.FLOW_COLUMNS]
@@ -161,6 +165,15 @@ def _migration(
         for (_, before), (_, after) in zip(columns, columns[1:], strict=False)
     ]
     return [(label, dict(Counter(found.values()))) for label, found in columns], moves
+
+
+def _known(newest: Mapping[str, Band], pooled: Pooled, bands: Bands) -> dict[str, Band]:
+    """The bands as the run saw them: by the newest evidence, or by the posterior."""
+    if bands.fading is None:
+        return dict(newest)
+    counts = pooled.counts(list(newest))
+    found, _ = likeliest(Posterior.of(counts, fitted_prior(counts)), bands)
+    return dict(zip(newest, found, strict=True))
 
 
 def _curves(run: Path) -> dict[str, dict[str, pictures.Points]]:

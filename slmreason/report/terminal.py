@@ -164,16 +164,20 @@ def plan_table(step: str, counts: Mapping[str, int], cost: str | None) -> Table:
 
 
 def strata_table(strata: Strata, ledger: Ledger) -> Table:
-    """Problems in each band, with their share and mean rho."""
+    """Problems in each band, with their share and mean rho; where bands go by the posterior, how sure they are."""
     table = Table(title="difficulty")
     for heading in ("band", "problems", "share", "mean rho"):
         table.add_column(heading, justify="left" if heading == "band" else "right")
+    certainty = strata.mean_certainty
+    if certainty:
+        table.add_column("in their true band", justify="right")
     total = sum(strata.counts.values())
     for band in BAND_NAMES:
         members = getattr(strata, band)
+        sure = [f"{100 * certainty[band]:.1f} %" if band in certainty else "-"] if certainty else []
         rhos = [evidence.rho for p in members if (evidence := ledger.get(p.id))]
         mean = f"{sum(rhos) / len(rhos):.2f}" if rhos else "-"
-        table.add_row(band, str(len(members)), f"{100 * len(members) / total:.1f} %", mean)
+        table.add_row(band, str(len(members)), f"{100 * len(members) / total:.1f} %", mean, *sure)
     return table
 
 

@@ -20,6 +20,9 @@ class Sampling:
     seed: int = 0
     with_log_probs: bool = True
     """False where nobody reads `Completion.log_probs`: an engine may then leave them out."""
+    first: int = 0
+    """Completions of each prompt that were drawn before with this seed: the next ones are drawn, the same as if all
+    were drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class RolloutEngine(ABC):
     ) -> list[list[Completion]]:
         """`group_size` completions of each prompt, in the order of the prompts.
 
-        What is drawn for a prompt depends on its tokens and `sampling.seed` alone, not on what else is in the batch or
-        which process draws it (`prompt_seed`).
+        What is drawn for a prompt depends on its tokens, `sampling.seed` and `sampling.first` alone, not on what else
+        is in the batch or which process draws it (`prompt_seed`).
 
         Args:
             prompts: token ids of each prompt, none empty; there may be none, in one of several processes.

@@ -109,7 +109,7 @@ class HFEngine(RolloutEngine):
         lengths = [len(prompt) for prompt in prompts]
         for chunk, copies in self._plan(lengths, group_size, sampling.max_new_tokens, self.limits(student), apart):
             draws = torch.cat([
-                uniforms(sampling, prompts[i], len(results[i]), copies) for i in chunk
+                uniforms(sampling, prompts[i], sampling.first + len(results[i]), copies) for i in chunk
             ])  # fmt: skip
             completions = decode(
                 student, [prompts[i] for i in chunk], copies, sampling, draws, projections, self.cuda_graphs, progress

@@ -27,6 +27,7 @@ class Notes(Protocol):
         cls: type[R],
         size: int,
         noted: Callable[[int], None] = lambda items: None,
+        part: int = 0,
     ) -> list[R]:
         """Applies `make` to `size` items at a time. What it gives depends on the key and the items alone.
 
@@ -35,6 +36,8 @@ class Notes(Protocol):
             make: items -> results, any number of them.
             cls: of the results: a record, or `dict`.
             noted: called with the number of items that are not made again.
+            part: which part of their results this is, from 1 on, where items are worked on more than once (the key
+                tells the parts apart too); 0 where it is the whole.
         """
         ...
 
@@ -50,6 +53,7 @@ class Unnoted:
         cls: type[R],
         size: int,
         noted: Callable[[int], None] = lambda items: None,
+        part: int = 0,
     ) -> list[R]:
         """See `Notes.chunks`."""
         return [result for start in range(0, len(items), size) for result in make(list(items[start : start + size]))]
@@ -81,6 +85,7 @@ class Journal:
         cls: type[R],
         size: int,
         noted: Callable[[int], None] = lambda items: None,
+        part: int = 0,
     ) -> list[R]:
         """See `Notes.chunks`."""
         results: list[R] = []

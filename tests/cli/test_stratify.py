@@ -39,3 +39,28 @@ def test_what_is_rejected_is_said_and_kept_beside_the_file(tmp_path: Path, capsy
     assert "pool.jsonl, 1 rejected: column 'q" in capsys.readouterr().out
     [reject] = [json.loads(line) for line in (tmp_path / "bands.jsonl.rejects.jsonl").read_text().splitlines()]
     assert "line 2" in reject["where"]
+
+
+def test_a_probe_in_waves_leaves_one_line_a_problem_and_is_not_drawn_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "strata.jsonl"
+    args = ["stratify", "--config=quickstart", "--data.limit=24", "--data.bands.evidence_model=posterior",
+            "--curriculum.probe.attempts=4", "--curriculum.probe.waves=[2,2]", "--curriculum.probe.screen=true",
+            f"--out={out}"]  # fmt: skip
+    assert main(args) == 0
+    written = out.read_text()
+    rows = [json.loads(line) for line in written.splitlines()]
+    assert len({row["problem_id"] for row in rows}) == len(rows) == 24
+    assert {row["attempts"] for row in rows} == {2, 4}
+    assert all(1 / 3 < row["certainty"] <= 1 for row in rows)
+    assert "in their true band" in " ".join(capsys.readouterr().out.split())
+    assert main(args) == 0
+    assert "24 of 24 problems are in" in capsys.readouterr().out
+    assert out.read_text() == written
+
+
+def test_waves_that_never_stop_are_refused_by_their_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--config=quickstart", "--curriculum.probe.waves=[2,2,4]", f"--out={tmp_path / 'strata.jsonl'}"]
+    assert main(["stratify", *args]) != 0
+    assert "curriculum.probe.waves: [2, 2, 4] never stop early" in " ".join(capsys.readouterr().err.split())

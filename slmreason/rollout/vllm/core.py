@@ -179,7 +179,8 @@ class Core:
             n=1 if greedy else group_size,  # greedy completions of a prompt are all the same, and vLLM wants one
             temperature=0.0 if greedy else 1.0,  # the logits come divided: see `_at`
             top_p=1.0 if greedy else sampling.top_p,
-            seed=prompt_seed(sampling, prompt) >> 1,  # vLLM adds the completion's number and needs 63 bits for both
+            # vLLM adds the completion's number and needs 63 bits for both.
+            seed=(prompt_seed(sampling, prompt) >> 1) + sampling.first,
             max_tokens=sampling.max_new_tokens,
             stop_token_ids=list(self.spec.eos_ids),
             logprobs=0 if sampling.with_log_probs else None,  # 0: of the sampled token alone
