@@ -38,7 +38,7 @@ def loader(student: Student, accumulate: int = 1) -> DataLoader[Any]:
 
 def nudge(student: Student, by: float = 0.01) -> None:
     with torch.no_grad():
-        for parameter in student.trainable_parameters():
+        for parameter in student.trained.parameters():
             parameter.add_(by * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
 
 
@@ -91,7 +91,7 @@ def test_the_old_policy_of_adapters_is_a_copy_of_adapters_alone() -> None:
     student = Student("embedded:qwen2", instruction="", lora=Lora(r=4, alpha=8))
     policy = OldPolicy(student, steps=2)
     policy.begin(0)
-    assert policy.state_dict()["weights"].keys() == {name for name, _ in student.trainable_state()}
+    assert policy.state_dict()["weights"].keys() == {name for name, _ in student.trained.state()}
 
 
 def test_the_old_policy_is_put_back_beside_the_present_student(student: Student) -> None:
