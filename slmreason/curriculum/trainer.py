@@ -87,8 +87,8 @@ def build_trainer(
     config["default_root_dir"] = str(stage_dir)
     config["reload_dataloaders_every_n_epochs"] = 1
     config["use_distributed_sampler"] = False  # batches are planned for all ranks at once
-    config["logger"] = _loggers(config.get("logger"), stage_dir)
-    config["callbacks"] = in_stage(_callbacks(config, callbacks), module.stage)
+    config["logger"] = loggers_of(config.get("logger"), stage_dir)
+    config["callbacks"] = in_stage(with_callbacks(config, callbacks), module.stage)
     config["plugins"] = [*_listed(config.get("plugins")), SafetensorsIO()]
     if any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"][:-1]):
         raise ValueError("trainer.plugins: checkpoints are written as safetensors; another CheckpointIO has no place")
@@ -163,7 +163,7 @@ def run_time(fresh_config: FreshConfig) -> timedelta | None:
         raise ValueError(f"trainer.max_time: {wanted!r} is no duration such as 00:08:30:00 (8 h 30 min)") from error
 
 
-def _loggers(wanted: Any, stage_dir: Path) -> Any:
+def loggers_of(wanted: Any, stage_dir: Path) -> Any:
     if wanted is False:
         return False
     given: list[Logger] = [] if wanted is True else _listed(wanted)
@@ -192,7 +192,7 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _callbacks(config: dict[str, Any], ours: Sequence[Callback]) -> list[Callback]:
+def with_callbacks(config: dict[str, Any], ours: Sequence[Callback]) -> list[Callback]:
     theirs, mine = _listed(config.get("callbacks")), list(ours)
     if config.get("enable_progress_bar") is False or any(isinstance(c, ProgressBar) for c in theirs):
         mine = [callback for callback in mine if not isinstance(callback, ProgressBar)]

@@ -234,7 +234,7 @@ def decode(
                 break
             # Dropping rows copies the cache of the others: not for every single one.
             if left <= len(rows) * (1 - SHRINK):
-                stay = _without_gaps(alive)
+                stay = without_gaps(alive)
                 rows, token, draws, alive, finite = (each[stay] for each in (rows, token, draws, alive, finite))
                 steps.keep(stay)
         logits = steps.step(token)
@@ -275,7 +275,7 @@ def _completions(
     return [Completion(tuple(tokens[row]), tuple(log_probs[row]), not stopped[row]) for row in range(num_rows)]
 
 
-def _without_gaps(alive: Tensor) -> Tensor:
+def without_gaps(alive: Tensor) -> Tensor:
     """The rows that are alive, those at the end in the places of those that are not: few rows move. [B] -> [alive]"""
     stay = torch.arange(int(alive.sum()), device=alive.device)
     stay[~alive[: len(stay)]] = alive[len(stay) :].nonzero().squeeze(1) + len(stay)

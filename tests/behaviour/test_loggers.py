@@ -26,7 +26,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from slmreason.callbacks import SampleCompletions
 from slmreason.callbacks.samples import log_table, markdown_table
 from slmreason.cli import config, main
-from slmreason.curriculum.trainer import _loggers
+from slmreason.curriculum.trainer import loggers_of
 from slmreason.records import Problem, Rollout, RolloutGroup
 from tests.runs import ROOT, Run, command
 
@@ -209,7 +209,7 @@ def test_only_the_batches_that_are_looked_at_have_a_table(tmp_path: Path) -> Non
 @pytest.mark.parametrize("cls", [CSVLogger, TensorBoardLogger])
 def test_a_fit_that_is_gone_on_with_leaves_what_was_logged_before(tmp_path: Path, cls: Any) -> None:
     for part in range(2):
-        _, logger = _loggers(cls(tmp_path), tmp_path / "run/round-01/sft")
+        _, logger = loggers_of(cls(tmp_path), tmp_path / "run/round-01/sft")
         logger.log_metrics({"sft/loss": 1.0}, step=part)
         logger.finalize("success")
     [folder] = tmp_path.glob("lightning_logs/run/round-01/sft")

@@ -14,7 +14,7 @@ import pytest
 
 from slmreason.callbacks import SampleCompletions, TrainingHealth
 from slmreason.cli import main
-from slmreason.curriculum.trainer import _callbacks
+from slmreason.curriculum.trainer import with_callbacks
 from slmreason.records import Problem, Rollout, RolloutGroup
 from slmreason.run.tree import load_tree, save_tree
 from tests.runs import SMALL
@@ -369,9 +369,9 @@ def test_arguments_out_of_range_are_refused_by_name(arguments: dict[str, Any], s
 
 def test_a_users_own_health_takes_the_place_of_the_default() -> None:
     default, own, samples = TrainingHealth(), TrainingHealth(window=3), SampleCompletions()
-    assert _callbacks({}, [default]) == [default]
-    assert _callbacks({"callbacks": samples}, [default]) == [default, samples]
-    assert _callbacks({"callbacks": [samples, own]}, [default]) == [samples, own]
+    assert with_callbacks({}, [default]) == [default]
+    assert with_callbacks({"callbacks": samples}, [default]) == [default, samples]
+    assert with_callbacks({"callbacks": [samples, own]}, [default]) == [samples, own]
 
 
 def test_a_fit_without_signal_says_so_on_the_screen_and_in_its_folder(

@@ -16,7 +16,7 @@ from slmreason.rollout import transformers as hf
 from slmreason.rollout.engine import EngineError, Sampling
 from slmreason.rollout.lean import LeanSteps, StaticSteps
 from slmreason.rollout.steps import PlainSteps, is_lean, prefill
-from slmreason.rollout.transformers import HFEngine, _without_gaps
+from slmreason.rollout.transformers import HFEngine, without_gaps
 from slmreason.student import Lora, Student
 from tests.models import make_checkpoint
 
@@ -83,7 +83,7 @@ def test_logits_are_those_of_transformers(
         if step in (3, 7):  # some rows leave, the last among them once
             alive = torch.ones(rows, dtype=torch.bool)
             alive[[0, 2] if step == 3 else [1, rows - 1]] = False
-            stay = _without_gaps(alive)
+            stay = without_gaps(alive)
             for each in (lean, plain):
                 each.keep(stay)
             rows = len(stay)
@@ -179,7 +179,7 @@ def test_steps_over_a_cache_that_stays_where_it_is_give_the_same_logits(
         if step in (4, 9, 17):
             alive = torch.ones(rows, dtype=torch.bool)
             alive[[0, rows - 2]] = False
-            stay = _without_gaps(alive)
+            stay = without_gaps(alive)
             for each in (lean, static):
                 each.keep(stay)
             rows = len(stay)
@@ -211,6 +211,6 @@ def test_prompts_that_are_read_in_parts_give_the_same(
 
 
 def test_rows_without_gaps_by_hand() -> None:
-    assert _without_gaps(torch.tensor([1, 0, 1, 0, 1, 1], dtype=torch.bool)).tolist() == [0, 4, 2, 5]
-    assert _without_gaps(torch.tensor([1, 1, 0, 0], dtype=torch.bool)).tolist() == [0, 1]
-    assert _without_gaps(torch.tensor([0, 0, 1], dtype=torch.bool)).tolist() == [2]
+    assert without_gaps(torch.tensor([1, 0, 1, 0, 1, 1], dtype=torch.bool)).tolist() == [0, 4, 2, 5]
+    assert without_gaps(torch.tensor([1, 1, 0, 0], dtype=torch.bool)).tolist() == [0, 1]
+    assert without_gaps(torch.tensor([0, 0, 1], dtype=torch.bool)).tolist() == [2]
