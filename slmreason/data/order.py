@@ -15,8 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from slmreason.data.ledger import Ledger
-from slmreason.data.posterior import FALLBACK, Array, Posterior, informative_rate
+from slmreason.data.posterior import Array, Posterior, informative_rate
 from slmreason.records import Problem, RolloutGroup
 from slmreason.rollout.engine import stable_seed
 from slmreason.student.packing import PromptBatch
@@ -106,14 +105,6 @@ class Informative(Order):
     def draw(self, choice: Choice) -> Sequence[Problem]:
         rho = choice.posterior.draws(choice.rng)
         return choice.best(informative_rate(rho, self.group_size))
-
-
-def newest_evidence(ledger: Ledger, problems: Sequence[Problem]) -> Posterior:
-    """The posterior by the newest rollouts of each problem, on the prior of a pool that nothing is known of."""
-    found = [ledger.get(problem.id) for problem in problems]
-    right = np.array([evidence.successes if evidence else 0 for evidence in found], dtype=np.float64)
-    attempts = np.array([evidence.attempts if evidence else 0 for evidence in found], dtype=np.float64)
-    return Posterior(FALLBACK[0] + right, FALLBACK[1] + attempts - right)
 
 
 def make_order(order: OrderName | Order, group_size: int) -> Order:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from slmreason.data.order import DrawnBatch, Draws, make_order, newest_evidence
+from slmreason.data.order import DrawnBatch, Draws, make_order
 from slmreason.data.posterior import Posterior
 from slmreason.modules.base import StudentModule
 from slmreason.modules.settings import GRPOSettings
@@ -95,7 +95,8 @@ class SamplingModule(StudentModule):
 
     def _posterior(self, problems: Sequence[Problem]) -> Posterior:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        return newest_evidence(data.ledger, problems)
+        posterior: Posterior = data.ledger.posterior(problems)
+        return posterior
 
     def _wanted(self, batch: DrawnBatch, groups: Sequence[RolloutGroup]) -> int:
         """How many further problems will probably make the step whole, under the cap.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from slmreason.data.ledger import Ledger
-from slmreason.data.order import Choice, DrawnBatch, Draws, Order, OrderName, make_order, newest_evidence
+from slmreason.data.order import Choice, DrawnBatch, Draws, Order, OrderName, make_order
 from slmreason.data.posterior import Posterior
 from slmreason.records import Evidence, Place, Problem
 
@@ -91,7 +91,7 @@ def informative_groups(order: OrderName, seed: int, steps: int = 40, group_size:
     draws = draws_of(order, cooldown=4 if order == "informative" else None)
     one = DrawnBatch(pool, positions, 8, str(seed))
     for _ in range(steps):
-        for problem in draws.first(one, lambda problems: newest_evidence(ledger, problems)):
+        for problem in draws.first(one, ledger.posterior):
             right = int(rng.binomial(group_size, rho[problem.id]))
             found += 0 < right < group_size
             ledger.take([Evidence(problem.id, group_size, right)], Place(1, "grpo"))
@@ -102,13 +102,6 @@ def informative_groups(order: OrderName, seed: int, steps: int = 40, group_size:
 def test_informative_order_gives_more_informative_groups_than_random_at_equal_draws(seed: int) -> None:
     informative, by_lot = (informative_groups(order, seed) for order in ("informative", "random"))
     assert informative > 1.25 * by_lot
-
-
-def test_the_newest_evidence_is_counted_on_a_flat_prior() -> None:
-    ledger = Ledger(None)
-    ledger.take([Evidence("p1", 8, 6)], Place(1, "grpo"))
-    posterior = newest_evidence(ledger, POOL[:2])
-    assert (posterior.a.tolist(), posterior.b.tolist()) == ([0.5, 6.5], [0.5, 2.5])
 
 
 class Alternates(Order):
