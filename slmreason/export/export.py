@@ -151,7 +151,8 @@ def licence(model: str) -> str | None:
         return "apache-2.0"
     card: Any = Path(model) / "README.md"
     if not Path(model).is_dir():
-        card = try_to_load_from_cache(model, "README.md")
+        name = hub_name(model)
+        card = try_to_load_from_cache(name, "README.md") if name else None
     if not isinstance(card, str | Path) or not Path(card).is_file():
         return None
     head = re.match(r"---\n(.*?)\n---\n", Path(card).read_text(encoding="utf-8"), re.DOTALL)

@@ -124,6 +124,7 @@ def test_the_card_names_every_data_set_of_a_pool() -> None:
 
 def test_the_card_names_the_base_as_the_hub_does_and_its_licence(tmp_path: Path) -> None:
     assert hub_name("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert (hub_name("no/name\nof the hub"), licence("no/name\nof the hub")) == (None, None)
     assert (hub_name("embedded:qwen2"), licence("embedded:qwen2")) == (None, "apache-2.0")
     folder = tmp_path / "local"
     folder.mkdir()
