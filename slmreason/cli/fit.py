@@ -38,7 +38,7 @@ from slmreason.modules.sft import SFTModule
 from slmreason.modules.validation import Validation
 from slmreason.records import BridgeResult, Critique, Trace
 from slmreason.rollout.engine import stable_seed
-from slmreason.run.files import NO_ROOM, read_records
+from slmreason.run.files import NO_ROOM, read_records, write_file
 from slmreason.run.folder import RunFolder, checked_folder, free_folder, lock_folder
 from slmreason.runtime.distributed import first_only
 from slmreason.student import Student
@@ -212,13 +212,16 @@ def new_run_folder(request: Request) -> Path:
     """
     run_dir = free_folder(Path(request.config.run_dir))
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        request.parser.save(request.config, str(RunFolder(run_dir).config), skip_none=False, overwrite=True)
+        write_file(RunFolder(run_dir).config, lambda path: _save(request, path))
     except OSError as error:
         if error.errno in NO_ROOM:
             raise
         raise ConfigError(f"run_dir: {run_dir} cannot be made ({error.strerror})") from error
     return run_dir
+
+
+def _save(request: Request, path: Path) -> None:
+    request.parser.save(request.config, str(path), skip_none=False, overwrite=True)
 
 
 def locked(run_dir: Path) -> TextIO:

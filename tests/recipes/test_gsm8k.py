@@ -23,6 +23,7 @@ def test_all_7473_problems_are_read_and_a_student_that_solves_nothing_is_told_so
         "--data.max_prompt_tokens=2000", "--data.batch_size=8",
         "--curriculum.rounds=1", "--curriculum.probe.attempts=1", "--curriculum.probe.epoch_share=0",
         "--sft.epochs=1", "--bridge.max_trace_tokens=1400", "--bridge.handover=false",
+        "--bridge.handover_search=false", "--bridge.rationalise=0", "--bridge.max_sampled_tokens=null",
         "--grpo.max_completion_tokens=4", "--grpo.prompts_per_step=4",
         f"--benchmarks=[gsm8k={real_data / 'gsm8k' / 'test.jsonl.gz'}, svamp={real_data / 'svamp' / 'test.jsonl.gz'}]",
         "--evaluation.limit=8", "--evaluation.max_new_tokens=4", "--curriculum.evaluate=ends",

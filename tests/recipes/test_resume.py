@@ -165,7 +165,7 @@ def test_sigterm_while_measuring_leaves_at_once_and_a_second_process_is_refused(
     assert differing(digest(run), undisturbed) == []
 
 
-@pytest.mark.parametrize("megabytes", [0.004, 2, 5])
+@pytest.mark.parametrize("megabytes", [0.006, 2, 5])
 def test_a_full_disk_ends_the_run_with_one_message_and_what_was_saved_whole(
     tmp_path: Path, undisturbed: dict[str, str], megabytes: float
 ) -> None:
