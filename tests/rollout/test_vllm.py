@@ -35,6 +35,7 @@ from slmreason.rollout.vllm.in_process import _Visit, free_unused_memory, plain_
 from slmreason.rollout.vllm.placement import starting
 from slmreason.student import Lora, Student
 from slmreason.student.packing import collate
+from slmreason.student.trained import TrainedWeights
 from tests.models import make_checkpoint
 
 # Not by importing it: that is part of what must leave no trace.
@@ -518,6 +519,7 @@ def test_adapters_that_vllm_cannot_have_are_folded_in_and_this_is_said_once(
     student = Student(str(make_gpt2(tmp_path) if family == "gpt2" else make_checkpoint(tmp_path, family)))
     settings = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **{"target_modules": "all-linear"} | config)
     student.network, student.lora = get_peft_model(student.network, settings), Lora(r=4, alpha=8)  # type: ignore[arg-type]
+    student.trained = TrainedWeights(student.network)
     with torch.no_grad():
         for name, parameter in student.network.named_parameters():
             if "lora_B" in name:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -114,7 +116,7 @@ class Core:
         try:
             self._engine.add_lora(adapters)
         except Exception as error:  # vLLM has no one class for what it does not support
-            return str(error)
+            return str(error) or f"it takes none of the adapters of {_targets(folder)} ({type(error).__name__})"
         (unplaced,) = self._engine.collective_rpc(_unplaced, args=(self._taken,))
         if unplaced:
             self._engine.remove_lora(self._taken)
@@ -296,6 +298,13 @@ def _repack_heads(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
+
+
+def _targets(folder: str) -> str:
+    """The modules that adapters are of, by their config."""
+    config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    modules = config.get("target_modules")
+    return ", ".join(sorted(modules)) if isinstance(modules, list) else str(modules)
 
 
 def _unplaced(worker: Any, number: int) -> set[str]:
