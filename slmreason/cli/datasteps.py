@@ -143,10 +143,12 @@ def tell_pool(out: Path, data: ReasoningDataModule, benchmarks: Sequence[Benchma
     log.info(data.describe_pool())
     of_benchmarks = [reject for benchmark in benchmarks for reject in benchmark.rejects]
     rejects = [*data.rejects, *data.unmatched, *of_benchmarks]
-    if rejects:
-        path = _rejects_of(out)
+    if not rejects:
+        return
+    path = _rejects_of(out)
+    if not (out.exists() and path.exists()):  # going on: they are there, and the teacher's too
         write_records(path, rejects)
-        log.info("rejected rows: %s", path)
+    log.info("rejected rows: %s", path)
 
 
 def _rejects_of(out: Path) -> Path:

@@ -37,8 +37,14 @@ def test_what_is_rejected_is_said_and_kept_beside_the_file(tmp_path: Path, capsy
             "--grpo.max_completion_tokens=8", "--trainer.enable_progress_bar=false", f"--out={out}"]  # fmt: skip
     assert main(["stratify", *args]) == 0
     assert "pool.jsonl, 1 rejected: column 'q" in capsys.readouterr().out
-    [reject] = [json.loads(line) for line in (tmp_path / "bands.jsonl.rejects.jsonl").read_text().splitlines()]
+    kept = tmp_path / "bands.jsonl.rejects.jsonl"
+    [reject] = [json.loads(line) for line in kept.read_text().splitlines()]
     assert "line 2" in reject["where"]
+    with open(kept, "a") as file:
+        file.write('{"id": "x", "where": "teacher solve", "reason": "no answer", "detail": {}}\n')
+    before = kept.read_text()
+    assert main(["stratify", *args]) == 0  # goes on, and leaves what an earlier call has kept
+    assert kept.read_text() == before
 
 
 def test_a_probe_in_waves_leaves_one_line_a_problem_and_is_not_drawn_again(
