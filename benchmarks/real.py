@@ -5,7 +5,7 @@
 `SLMREASON_STUDENTS` names a folder with students in Hugging Face form. Both sides sample the same number of tokens in
 each row at temperature 1: no row ends before. A group of 8 completions shares a prompt, which ours reads once and
 `generate` reads for each; reading is part of the time. `floor` is what the products of decoding alone would take at the
-rate that one large product reaches here in the same dtype.
+rate that one large product reaches here in the same dtype, `floor_with_prompts` those of reading each prompt once too.
 """
 
 from __future__ import annotations
@@ -111,6 +111,15 @@ def floor(student: Student) -> float:
     return product_rate(student.base_model.dtype, student.device.type) / (2 * products(student.base_model))
 
 
+def floor_with_prompts(student: Student, rows: int, tokens: int) -> float:
+    """The same with the products of reading each prompt once, which nothing is projected onto the vocabulary of."""
+    read = sum(map(len, prompts_of(student, rows)))
+    weights = products(student.base_model)
+    head = student.base_model.get_output_embeddings().weight.numel()
+    operations = 2 * (rows * tokens * weights + read * (weights - head))
+    return rows * tokens * product_rate(student.base_model.dtype, student.device.type) / operations
+
+
 def _since(began: float) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -144,7 +153,8 @@ def main() -> None:
             turns = {side: side_of(side, student, count, options.tokens) for side in options.sides}
             found = alternate(turns, options.rounds)
             setting = {"student": options.student, "dtype": options.dtype, "lora": rank, "rows": count,
-                       "tokens": options.tokens, "load": os.getloadavg()[0], "floor": floor(student)}  # fmt: skip
+                       "tokens": options.tokens, "load": os.getloadavg()[0], "floor": floor(student),
+                       "floor_with_prompts": floor_with_prompts(student, count, options.tokens)}  # fmt: skip
             rows.append({**setting, **compared(found, more_is_better=True)})
             print(rows[-1], flush=True)
     save(options.out, rows)

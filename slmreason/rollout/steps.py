@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import DynamicCache
 
 from slmreason.rollout.lean import LeanSteps, StaticSteps
@@ -21,6 +22,10 @@ from slmreason.student.attention import VARLEN
 
 READ_AT_ONCE = 65_536
 """Tokens of prompts, padding among them, that one forward pass reads."""
+WORTH_A_PASS = 1024
+"""A pass that has this many tokens may end where the next prompt would be padded."""
+PADDING = 1 / 16
+"""It ends before a prompt of which, with its padding, this share would be padding."""
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on the position alone, and not on how long the sequence has become."""
 
@@ -52,9 +57,9 @@ def prefill(
     caches: list[DynamicCache] = []
     firsts: list[Tensor] = []
     # Caches of other layers than attention cannot be joined: their prompts are read in one pass.
-    size = max(1, READ_AT_ONCE // input_ids.shape[1]) if lean else len(prompts)
+    sizes = passes([len(prompt) for prompt in prompts]) if lean else [len(prompts)]
     with _contiguous(network.get_output_embeddings()):
-        for ids, seen in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+        for ids, seen in map(_without_padding, input_ids.split(sizes), attention_mask.split(sizes)):
             caches.append(DynamicCache(config=network.config))
             output = network(
                 input_ids=ids,
@@ -65,7 +70,8 @@ def prefill(
                 **{keyword: caches[-1]},
             )
             firsts.append(output.logits[:, -1])
-    cache, logits = _joined(caches), torch.cat(firsts).repeat_interleave(copies, dim=0)
+    cache = _joined(caches, input_ids.shape[1])
+    logits = torch.cat(firsts).repeat_interleave(copies, dim=0)
     mask = attention_mask.repeat_interleave(copies, dim=0)
     if lean:
         kind = StaticSteps if cuda_graphs else LeanSteps
@@ -85,18 +91,50 @@ def padded_prompts(student: Student, prompts: Sequence[Sequence[int]]) -> tuple[
     return input_ids, attention_mask
 
 
-def _joined(caches: list[DynamicCache]) -> DynamicCache:
-    """One cache of the prompts of several, which were padded to one length. They are emptied."""
+def passes(lengths: Sequence[int]) -> list[int]:
+    """How many prompts each forward pass reads, of prompts with these lengths in tokens, in their order.
+
+    A pass costs little beside its tokens, and padding costs what tokens cost: prompts that stand longest first are read
+    with those of about their length.
+    """
+    sizes = [0]
+    longest = 0
+    for length in lengths:
+        count = sizes[-1]
+        tokens = count * longest
+        is_full = (count + 1) * max(longest, length) > READ_AT_ONCE
+        pads = tokens >= WORTH_A_PASS and abs(longest - length) >= PADDING * max(longest, length)
+        if count and (is_full or pads):
+            sizes.append(0)
+            longest = 0
+        sizes[-1] += 1
+        longest = max(longest, length)
+    return sizes
+
+
+def _without_padding(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both without the places before the longest of their prompts. [prompts, tokens] each"""
+    longest = int(attention_mask.sum(-1).max())
+    return input_ids[:, -longest:], attention_mask[:, -longest:]
+
+
+def _joined(caches: list[DynamicCache], tokens: int) -> DynamicCache:
+    """One cache of the prompts of several, with padding before those of fewer tokens. They are emptied."""
     first, *others = caches
     if others:
         for index in range(len(first.layers)):
             same: list[Any] = [cache.layers[index] for cache in caches]
             layer = same[0]
-            layer.keys = torch.cat([each.keys for each in same])
-            layer.values = torch.cat([each.values for each in same])
+            layer.keys = torch.cat([_padded(each.keys, tokens) for each in same])
+            layer.values = torch.cat([_padded(each.values, tokens) for each in same])
             for each in same[1:]:
                 each.keys = each.values = None
     return first
+
+
+def _padded(states: Tensor, tokens: int) -> Tensor:
+    """Zeros before what is in a cache. [prompts, heads, places, size] -> [prompts, heads, tokens, size]"""
+    return functional.pad(states, (0, 0, tokens - states.shape[2], 0))
 
 
 @contextmanager

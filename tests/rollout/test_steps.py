@@ -197,17 +197,28 @@ def test_steps_are_recorded_on_a_gpu_alone() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["qwen2.5", "gemma"])
+@pytest.mark.parametrize(("bound", "size"), [("READ_AT_ONCE", 24), ("WORTH_A_PASS", 20)])
 def test_prompts_that_are_read_in_parts_give_the_same(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, bound: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = Student(str(make_checkpoint(tmp_path / family, family)), instruction="")
     prompts = [tuple(range(5, 5 + length)) for length in (9, 12, 7, 12, 10)]
     whole, expected = prefill(student, prompts, 2, 6)
-    monkeypatch.setattr(steps, "READ_AT_ONCE", 24)  # two prompts at a time
+    monkeypatch.setattr(steps, bound, size)
+    assert len(steps.passes([len(prompt) for prompt in prompts])) == 3
     parts, first = prefill(student, prompts, 2, 6)
     torch.testing.assert_close(first, expected)
     for tokens in torch.randint(5, 100, (6, 10), generator=torch.Generator().manual_seed(0)):
         torch.testing.assert_close(parts.step(tokens), whole.step(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_a_pass_ends_where_it_is_full_or_would_pad() -> None:
+    assert steps.passes([100] * 30) == [30]
+    assert steps.passes([100] * 12 + [90] * 3) == [12, 3]  # 1,200 tokens were read, and 90 would be padded to 100
+    assert steps.passes([100] * 5 + [90] * 3) == [8]  # a pass of 500 tokens is not worth another
+    assert steps.passes([100] * 12 + [99] * 3) == [15]
+    assert steps.passes([40_000, 40_000]) == [1, 1]
+    assert sum(steps.passes(list(range(500, 20, -1)))) == 480
 
 
 def test_rows_without_gaps_by_hand() -> None:
