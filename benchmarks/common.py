@@ -10,7 +10,9 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 from slmreason.embedded.families import make_problems, rebuild, write_solution
 from slmreason.records import Example
+from slmreason.rollout.lean import LeanSteps
 from slmreason.student import Lora, Student
 
 PACKAGES = ("slmreason", "torch", "transformers", "trl", "lightning", "peft", "math-verify", "datasets")
@@ -171,6 +174,27 @@ def products(model: Any) -> int:
     inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "lora_" not in n)
     return int(matrices - (0 if inputs is outputs else inputs.numel()))
+
+
+@contextmanager
+def counted_tokens() -> Iterator[Counter[str]]:
+    """Within it, the tokens that our steps decode (`decoded`) and that a forward pass scores (`trained`)."""
+    counts: Counter[str] = Counter()
+    score, step = Student.score, LeanSteps.step
+
+    def counted_score(student: Student, batch: Any, *args: Any, **more: Any) -> Any:
+        counts["trained"] += batch.input_ids.numel()
+        return score(student, batch, *args, **more)
+
+    def counted_step(steps: LeanSteps, tokens: torch.Tensor) -> torch.Tensor:
+        counts["decoded"] += len(tokens)
+        return step(steps, tokens)
+
+    Student.score, LeanSteps.step = counted_score, counted_step  # type: ignore[method-assign]
+    try:
+        yield counts
+    finally:
+        Student.score, LeanSteps.step = score, step  # type: ignore[method-assign]
 
 
 class Stopwatch:

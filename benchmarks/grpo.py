@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from benchmarks.common import (
     adapters,
     alternate,
     compared,
+    counted_tokens,
     meter_trl,
     model_folder,
     peft_adapters,
@@ -101,6 +103,8 @@ class Ours:
         self.student = Student(folder, instruction="", dtype=setting.dtype, lora=adapters(setting.lora))
         self.setting, self.meter = setting, meter
         self.problems = questions(setting.prompts, setting.half)
+        self.tokens: Counter[str] = Counter()
+        """Of the last turn, all steps together: `decoded` and `trained`."""
 
     def __call__(self) -> Sequence[float]:
         settings = GRPOSettings(
@@ -117,7 +121,8 @@ class Ours:
             enable_progress_bar=False, enable_model_summary=False,
             callbacks=[RecordRollouts(Ledger(None), Place(1, "grpo")), MeterSteps(meter)],
         )  # fmt: skip
-        trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+        with counted_tokens() as self.tokens:
+            trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
         return meter.found[1:]
 
 
@@ -161,19 +166,22 @@ class Theirs:
         return meter.found[1:]
 
 
-def floor(folder: str, setting: Setting) -> float:
-    """Seconds that a step's products alone take at the rate of a large one.
+def floor(ours: Ours) -> float:
+    """Seconds that the products of a step of ours alone would take at the rate of a large one, a mean over its steps.
 
-    That is 2 operations a weight for each token that is sampled and 6 for each that is trained on; a group's prompt is
-    read once, and no completion ends early.
+    That is 2 operations a weight for each token that is read or decoded, and 6 for each that is trained on: 4 where
+    adapters are trained, since no weight beside them has a gradient. Prompts are not projected onto the vocabulary.
     """
-    student = Student(folder, instruction="", dtype=setting.dtype)
-    informative = setting.prompts // 2 if setting.half else setting.prompts
-    prompts = [len(student.encode_question(problem.question)) for problem in questions(setting.prompts, setting.half)]
-    sampled = setting.prompts * GROUP * setting.tokens + sum(prompts)
-    trained = informative * GROUP * setting.tokens + sum(prompts) * informative / setting.prompts
-    rate = product_rate(getattr(torch, setting.dtype), setting.device)
-    return (2 * sampled + 6 * trained) * products(student.base_model) / rate
+    setting, student = ours.setting, ours.student
+    weights = products(student.base_model)
+    head = student.base_model.get_output_embeddings().weight.numel()
+    read = sum(len(student.encode_question(problem.question)) for problem in ours.problems)
+    decoded = ours.tokens["decoded"] / setting.steps
+    trained = ours.tokens["trained"] / setting.steps
+    completions = min(decoded + setting.prompts * GROUP, trained)
+    sampling = 2 * (decoded * weights + read * (weights - head))
+    training = (4 if setting.lora else 6) * (trained * (weights - head) + completions * head)
+    return (sampling + training) / product_rate(getattr(torch, setting.dtype), setting.device)
 
 
 def main() -> None:
@@ -203,12 +211,13 @@ def main() -> None:
                     )  # fmt: skip
                     sides = {name: makers[name](folder, setting, Stopwatch) for name in options.sides}
                     found = alternate(sides, options.rounds)
+                    ours = sides.get("ours")
                     row = {
                         "model": Path(shape).name,
                         "lora": options.lora,
                         "completion tokens": tokens,
                         "half silent": bool(half),
-                        "floor": floor(folder, setting),
+                        "floor": floor(ours) if isinstance(ours, Ours) else None,
                         **compared(found),
                     }
                     rows.append(row)

@@ -11,20 +11,18 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import Stopwatch, model_folder, quiet, save
+from benchmarks.common import Stopwatch, counted_tokens, model_folder, quiet, save
 from benchmarks.grpo import Ours, Setting
 from slmreason.modules.grpo import GRPOModule
 from slmreason.rollout import lean
 from slmreason.rollout import transformers as hf
 from slmreason.student import Student
-from slmreason.student.packing import PackedBatch
 
 PARTS: dict[str, tuple[Any, str]] = {
     "prefill": (hf, "prefill"),
@@ -89,22 +87,10 @@ def main() -> None:
         folder = model_folder(options.shape, Path(scratch))
         ours = Ours(folder, Setting(options.tokens, False, options.steps), Stopwatch)
         ours()
-        counts: Counter[str] = Counter()
-        score, step = Student.score, lean.LeanSteps.step
-
-        def counted_score(self: Student, batch: PackedBatch, *args: Any, **more: Any) -> Any:
-            counts["trained"] += batch.input_ids.numel()
-            return score(self, batch, *args, **more)
-
-        def counted_step(self: lean.LeanSteps, tokens: torch.Tensor) -> torch.Tensor:
-            counts["decoded"] += len(tokens)
-            return step(self, tokens)
-
-        Student.score, lean.LeanSteps.step = counted_score, counted_step  # type: ignore[method-assign]
         seconds, end = timed_parts()
-        whole = sum(ours()) * options.steps / (options.steps - 1)
+        with counted_tokens() as counts:
+            whole = sum(ours()) * options.steps / (options.steps - 1)
         end()
-        Student.score, lean.LeanSteps.step = score, step  # type: ignore[method-assign]
         weights = sum(p.numel() for p in ours.student.parameters())
     floor = weights * (2 * counts["decoded"] + 6 * counts["trained"]) / flops_per_second()
     table = {
