@@ -109,7 +109,7 @@ class Ours:
     def __call__(self) -> Sequence[float]:
         settings = GRPOSettings(
             group_size=GROUP, prompts_per_step=self.setting.prompts, max_completion_tokens=self.setting.tokens,
-            loss="grpo", kl=0.0, learning_rate=LEARNING_RATE,
+            loss="grpo", kl=0.0, learning_rate=LEARNING_RATE, mask_truncated=False,  # as TRL has it
         )  # fmt: skip
         module = GRPOModule(self.student, HFEngine(), TextReward(self.setting.half), settings)
         module.token_budget = 32_768
