@@ -5,6 +5,7 @@ from slmreason.callbacks.checkpoints import KeepCheckpoints, OutOfTime, SeedStep
 from slmreason.callbacks.dump import DumpRollouts
 from slmreason.callbacks.harvest import HarvestAllZeroGroups
 from slmreason.callbacks.health import TrainingHealth
+from slmreason.callbacks.predicted import LogPrediction
 from slmreason.callbacks.progress import StageLines, StageProgressBar
 from slmreason.callbacks.reprobe import Reprobe
 from slmreason.callbacks.samples import SampleCompletions
@@ -14,6 +15,7 @@ __all__ = [
     "DumpRollouts",
     "HarvestAllZeroGroups",
     "KeepCheckpoints",
+    "LogPrediction",
     "OutOfTime",
     "RecordRollouts",
     "Reprobe",

@@ -36,7 +36,7 @@ def to_json(record: Any) -> dict[str, Any]:
     return fields
 
 
-_LEFT_OUT_WHERE_EMPTY = {"turns", "columns", "scores", "extra", "certainty"}
+_LEFT_OUT_WHERE_EMPTY = {"turns", "columns", "scores", "extra", "certainty", "predictor"}
 """Fields that most records do not need: their files stay as short as they can be."""
 
 
@@ -314,6 +314,10 @@ def wilson_interval(successes: float, attempts: int, z: float = 1.959964) -> tup
     return max(0.0, centre - margin), min(1.0, centre + margin)
 
 
+TOKEN_KINDS = ("sampled", "trained", "written", "scored")
+"""What tokens are counted as. The last is left out of tables and files where there are none."""
+
+
 @dataclass
 class Tokens:
     """What a run has cost so far, in tokens of its student. Measuring the benchmarks is no part of it."""
@@ -324,19 +328,24 @@ class Tokens:
     """That went through a forward and a backward pass, prompts and targets."""
     written: int = 0
     """By the teacher: traces, rewrites and critiques, rejected ones too."""
+    scored: int = 0
+    """That went through the forward pass of `curriculum.probe.predictor`, prompts and traces."""
 
     @property
     def total(self) -> int:
-        return self.sampled + self.trained + self.written
+        return sum(vars(self).values())
 
     def __iadd__(self, other: Tokens) -> Tokens:
-        self.sampled += other.sampled
-        self.trained += other.trained
-        self.written += other.written
+        for kind, count in vars(other).items():
+            setattr(self, kind, getattr(self, kind) + count)
         return self
 
     def __sub__(self, other: Tokens) -> Tokens:
-        return Tokens(self.sampled - other.sampled, self.trained - other.trained, self.written - other.written)
+        return Tokens(**{kind: count - getattr(other, kind) for kind, count in vars(self).items()})
+
+    def as_summary(self) -> dict[str, int]:
+        """By kind, as it stands in summary.json: `scored` only where anything was."""
+        return {kind: count for kind, count in vars(self).items() if count or kind != "scored"}
 
 
 @dataclass(frozen=True)
@@ -348,6 +357,24 @@ class Learnability:
     mean_nll: float
     """Mean negative log-likelihood in nats per token."""
     num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)  # there may be a million
+class TraceScores:
+    """How the trace that a problem has looks to one policy: what its correctness rate is predicted from."""
+
+    problem_id: str
+    mean_nll: float
+    """Mean negative log-likelihood of the trace, in nats per token."""
+    rank_surprisal_ratio: float
+    """As of `Learnability`."""
+    answer_nll: float
+    """Negative log-likelihood of the final answer's tokens, given all before them, in nats."""
+    num_tokens: int
+    """Of the trace."""
+    cost: int
+    """Tokens that were read for it: prompt and trace."""
+    policy_version: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from slmreason.embedded.families import make_problems, rebuild, write_solution
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "--config=quickstart", "--data.train=embedded:chain/train?count=32", "--data.batch_size=4",
@@ -56,3 +58,15 @@ def command(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "slmreason.cli", *args], env=env, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, **options,
     )  # fmt: skip
+
+
+def pool_with_traces(path: Path, count: int) -> Path:
+    """Embedded problems as a file, with solutions that came with them in the column `trace`."""
+    rows = [
+        {"question": problem.question, "answer": problem.answer,
+         "trace": write_solution([step.text for step in rebuild(problem.id).steps], problem.answer)}
+        for problem in make_problems("chain", "train", count)
+    ]  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

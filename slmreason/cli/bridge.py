@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from slmreason.cli.datasteps import (
     tell_pool,
     work_of,
 )
-from slmreason.cli.parts import load_data, place
+from slmreason.cli.parts import load_data, place, traces_to_score
 from slmreason.curriculum.sets import without_trace
 from slmreason.curriculum.traces import TraceMaker
 from slmreason.curriculum.trainer import Processes
@@ -55,6 +56,7 @@ def prepare(request: Request) -> Job:
     made.data.ledger.take(made.data.given_evidence, Place(0, "stratify"))
     teacher = FirstProcessTeacher(made.teacher or TraceTeacher())
     step = _Bridging(made, config, teacher)
+    traces = traces_to_score(made, {}) if step.missing else {}
     if dry_run:
         return Job(step.show_plan)
     file = StepFile(out, StepRows(made.data.problems, _read, to_json, _problem_of), request, {})
@@ -62,7 +64,7 @@ def prepare(request: Request) -> Job:
 
     def job() -> None:
         place(made.student, made.rollout, processes)
-        step.measure()
+        step.measure(traces)
         results = step.make(file)
         show(bridge_table(results))
         log.info(without_trace(results))
@@ -103,11 +105,15 @@ class _Bridging:
         data = self.made.data
         return stratify(data.ledger, data.problems, data.bands)
 
-    def measure(self) -> None:
-        """Samples what there is no evidence of."""
+    def measure(self, traces: Mapping[str, str]) -> None:
+        """Samples what there is no evidence of.
+
+        Args:
+            traces: that `curriculum.probe.predictor` reads.
+        """
         if missing := self.missing:
             log.info("%d problems have no evidence yet (data.evidence): they are measured first", len(missing))
-            prober_of(self.made, self.config, Unnoted()).measure(missing, Place(0, "stratify"), "probe")
+            prober_of(self.made, self.config, Unnoted(), traces).measure(missing, Place(0, "stratify"), "probe")
 
     def make(self, file: StepFile[BridgeResult]) -> list[BridgeResult]:
         """The traces of what is not mastered: medium problems first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,6 +23,7 @@ from slmreason.cli.command import Request
 from slmreason.cli.config import Parser
 from slmreason.cli.difference import differing_keys
 from slmreason.cli.errors import ConfigError
+from slmreason.curriculum.predictor import Predictor
 from slmreason.curriculum.prober import Prober
 from slmreason.curriculum.work import Work
 from slmreason.data.datamodule import ReasoningDataModule
@@ -32,7 +33,7 @@ from slmreason.modules.settings import GRPOSettings
 from slmreason.records import Problem, Reject, RolloutGroup
 from slmreason.report.terminal import plan_table, print_tables
 from slmreason.run.files import append_records, placed_lines, write_records, write_text
-from slmreason.run.journal import Notes
+from slmreason.run.journal import Notes, Unnoted
 from slmreason.runtime.distributed import barrier, is_first
 
 log = logging.getLogger(__name__)
@@ -161,10 +162,17 @@ def work_of(made: Namespace, notes: Notes) -> Work:
     return Work(made.student, made.rollout, notes, settings, console, longest_first=False)
 
 
-def prober_of(made: Namespace, config: Namespace, notes: Notes) -> Prober:
-    """What measures; the evidence comes into the ledger of the pool."""
+def prober_of(made: Namespace, config: Namespace, notes: Notes, traces: Mapping[str, str]) -> Prober:
+    """What measures; the evidence comes into the ledger of the pool.
+
+    Args:
+        traces: that `curriculum.probe.predictor` reads. They are read again where a step is gone on with.
+    """
     settings, grpo = made.curriculum.probe, GRPOSettings(**vars(config.grpo))
-    return Prober(work_of(made, notes), made.data, grpo, made.reward.verifier, settings, max_tokens=None)
+    work, predictor = work_of(made, notes), None
+    if settings.predictor == "forward":
+        predictor = Predictor(work, made.data, traces, settings.least_certainty, Unnoted())
+    return Prober(work, made.data, grpo, made.reward.verifier, settings, max_tokens=None, predictor=predictor)
 
 
 def show(table: Table) -> None:

@@ -19,7 +19,7 @@ from slmreason.cli.command import Command, Job, Request
 from slmreason.cli.config import Parser, fresh_trainer_config, instantiate
 from slmreason.cli.difference import GROWS, differing_keys
 from slmreason.cli.errors import ConfigError
-from slmreason.cli.parts import load_data, place
+from slmreason.cli.parts import load_data, place, traces_to_score
 from slmreason.cli.runs import GoingOn, newest_unfinished, program, read_config, with_saved_config
 from slmreason.cli.screen import tell
 from slmreason.curriculum.curriculum import Curriculum
@@ -92,6 +92,7 @@ class Fit:
         validate_on_holdout(modules.values(), made, config)
         fresh = partial(fresh_trainer_config, config)
         traces, critiques = given_files(made.data, made.bridge.traces, made.critique.records)
+        scored = traces_to_score(made, traces, measures=made.curriculum.probe.refresh != "never")
         stages = [modules[stage] for stage in dict.fromkeys(made.curriculum.stages)]
         try_trainers(fresh, stages, Path(config.run_dir), made.curriculum.max_tokens is not None)
         processes = Processes(fresh(), made.backend)
@@ -111,6 +112,7 @@ class Fit:
             trainer_config=fresh,
             device=processes.device,
             given_traces=traces,
+            scored_traces=scored,
             given_critiques=critiques,
         )
         return cls(request, made.curriculum, parts, processes, going_on)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+
 from jsonargparse import Namespace
 
 from slmreason.cli.errors import ConfigError
+from slmreason.curriculum.predictor import scorable
 from slmreason.curriculum.trainer import Processes
-from slmreason.curriculum.waves import StoppingRule
 from slmreason.evaluate.benchmarks import Benchmark, load_benchmarks
+from slmreason.records import Trace
 from slmreason.rollout.engine import RolloutEngine, prompt_limit
 from slmreason.student import Student
 from slmreason.student.layout import checking, layout_of
 from slmreason.student.saving import try_saving
 from slmreason.verify.verdicts import try_rewards
+
+log = logging.getLogger(__name__)
 
 
 def load_data(made: Namespace, config: Namespace) -> list[Benchmark]:
@@ -22,7 +28,7 @@ def load_data(made: Namespace, config: Namespace) -> list[Benchmark]:
         ValueError: a source cannot be read or gives no problem.
     """
     student, engine = made.student, made.rollout
-    check_waves(made)
+    made.curriculum.probe.check(made.data.bands)
     benchmarks = load_benchmarks(made.benchmarks, made.evaluation, student, engine)
     held_out = {benchmark.name: benchmark.problems for benchmark in benchmarks}
     longest = prompt_limit(student, engine, config.grpo.max_completion_tokens, "grpo.max_completion_tokens")
@@ -48,14 +54,22 @@ def place(student: Student, engine: RolloutEngine, processes: Processes) -> None
         raise ConfigError(str(error)) from error
 
 
-def check_waves(made: Namespace) -> None:
-    """
+def traces_to_score(made: Namespace, given: Mapping[str, Trace], measures: bool = True) -> dict[str, str]:
+    """The traces that `curriculum.probe.predictor` reads, by problem; none where it is off.
+
+    Args:
+        given: of `slmreason bridge`.
+        measures: rho is measured at all.
+
     Raises:
-        ValueError: with these attempts and bands, none of the waves of a probe could ever be left out.
+        ValueError: there are too few.
     """
-    probe = made.curriculum.probe
-    if probe.waves is not None:
-        StoppingRule(probe.attempts, made.data.bands, probe.screen).check(probe.waves)
+    if made.curriculum.probe.predictor == "none":
+        return {}
+    if not measures:
+        log.info("curriculum.probe.predictor: not used, nothing is measured (curriculum.probe.refresh is never)")
+        return {}
+    return scorable(made.data.problems, given, made.student, made.bridge.max_trace_tokens)
 
 
 def check_positions(made: Namespace, config: Namespace) -> None:

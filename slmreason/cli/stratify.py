@@ -23,12 +23,12 @@ from slmreason.cli.datasteps import (
     take_step_options,
     tell_pool,
 )
-from slmreason.cli.parts import load_data, place
+from slmreason.cli.parts import load_data, place, traces_to_score
 from slmreason.curriculum.trainer import Processes
 from slmreason.data.evidence import evidence_in, readable_row
 from slmreason.data.identity import Identity, identity_in
 from slmreason.data.ledger import Ledger
-from slmreason.data.posterior import fitted_prior
+from slmreason.data.posterior import Prior
 from slmreason.data.recorded import read_recorded
 from slmreason.data.strata import Bands, stratify
 from slmreason.records import Evidence, Place, Problem, RolloutGroup
@@ -61,12 +61,13 @@ def _of_the_student(request: Request) -> Job:
     problems = made.data.problems
     if dry_run:
         return _plan(problems, len(problems) * made.curriculum.probe.attempts)
+    traces = traces_to_score(made, {})
     file = StepFile(out, _rows(problems, _bands(config)), request, {"recorded": None})
     tell_pool(out, made.data, benchmarks)
 
     def job() -> None:
         place(made.student, made.rollout, processes)
-        prober_of(made, config, file).measure(problems, HERE, "stratify")
+        prober_of(made, config, file, traces).measure(problems, HERE, "stratify")
         in_waves = made.curriculum.probe.waves is not None
         _end(file, made.data.ledger, problems, made.data.bands, in_waves)
 
@@ -82,6 +83,8 @@ def _of_recorded(request: Request, recorded: Path) -> Job:
     if dry_run:
         return _plan(problems, 0)
     bands = _bands(config)
+    if config.curriculum.probe.predictor != "none":
+        log.info("curriculum.probe.predictor: recorded rollouts have no student that could read traces; not used")
     file = StepFile(out, _rows(problems, bands), request, {"recorded": str(recorded)})
 
     def look_up(chunk: list[Problem]) -> list[Evidence]:
@@ -141,8 +144,20 @@ def _end(
     """
     out = file.path
     if in_waves or bands.fading is not None:
-        prior = fitted_prior(ledger.counts(problems))
-        shown = [(found, problem) for problem in problems if (found := ledger.get(problem.id))]
-        file.write_again([readable_row(found, problem, bands, prior) for found, problem in shown])
-    show(strata_table(stratify(ledger, problems, bands), ledger))
+        file.write_again(_readable_rows(ledger, problems, bands))
+    strata = stratify(ledger, problems, bands)
+    show(strata_table(strata, ledger))
+    if strata.predicted:
+        log.info("%d problems have no rollouts and no line in the file: their bands are predicted from their traces, "
+                 "by fit too with curriculum.probe.predictor: forward", len(strata.predicted))  # fmt: skip
     log.info("bands: %s; fit starts from them with --data.evidence %s", out, out)
+
+
+def _readable_rows(ledger: Ledger, problems: Sequence[Problem], bands: Bands) -> list[dict[str, Any]]:
+    """A row for each problem that was sampled, with the prior that its band goes by where it has one of its own."""
+    prior = ledger.prior(problems)
+    return [
+        readable_row(found, problem, bands, Prior(a, b), ledger.is_predicted(problem.id))
+        for problem, a, b in zip(problems, prior.a.tolist(), prior.b.tolist(), strict=True)
+        if (found := ledger.get(problem.id))
+    ]

@@ -17,12 +17,13 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 
-from slmreason.callbacks import OutOfTime
+from slmreason.callbacks import LogPrediction, OutOfTime
 from slmreason.curriculum.clock import RunClock
 from slmreason.curriculum.fits import Fits
 from slmreason.curriculum.forecast import completions_ahead
 from slmreason.curriculum.opening import open_run
 from slmreason.curriculum.parts import Parts
+from slmreason.curriculum.predictor import Predictor
 from slmreason.curriculum.prober import Prober
 from slmreason.curriculum.results import Results
 from slmreason.curriculum.resume import save_after_stage, sizes
@@ -77,9 +78,13 @@ class Curriculum:
         self.journal = Journal(run_dir, drain, lambda: self.student.tokens)
         bar = flags.get("enable_progress_bar") is not False
         self.work = Work(parts.student, parts.engine, self.journal, settings.checkpoint, self.console, bar)
+        predictor = None
+        if parts.scored_traces:
+            certain = settings.probe.least_certainty
+            predictor = Predictor(self.work, parts.data, parts.scored_traces, certain, self.journal)
         self.prober = Prober(
             self.work, parts.data, parts.grpo.settings, parts.reward, settings.probe, settings.max_tokens,
-            settings.probe_tokens,
+            settings.probe_tokens, predictor,
         )  # fmt: skip
         scorer = Scorer(self.work, parts.reward, parts.benchmarks, parts.evaluation, self.files)
         self.results = Results(scorer, settings, self.files, self.console)
@@ -183,6 +188,8 @@ class Curriculum:
         if resumed is None:
             stage.began(self.state)
         callbacks = stage.callbacks(place, self.state)
+        if self.prober.predictor is not None:
+            callbacks.append(LogPrediction(self.data.ledger))
         self.fits.run(place, stage.module, callbacks, state, resumed.checkpoint if resumed else None)
 
     # -- where the run stands ---------------------------------------------------------------------------------------
@@ -196,6 +203,8 @@ class Curriculum:
             log.info("going on after %s", state.reports[-1].place.label)
         self.state = state
         self.prober.bought = state.bought  # one list: what is bought from now on stands in the state
+        if self.prober.predictor is not None:
+            self.prober.predictor.predictions = state.predictions
         for place in (*(report.place for report in state.reports), state.within):
             if place is not None and place.stage in self.stages:
                 self.stages[place.stage].was_begun()

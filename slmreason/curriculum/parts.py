@@ -42,5 +42,7 @@ class Parts:
     device: torch.device
     given_traces: Mapping[str, Trace] = field(default_factory=dict)
     """Of `slmreason bridge`, by the pool's ids; their problems' traces are taken from here."""
+    scored_traces: Mapping[str, str] = field(default_factory=dict)
+    """What rho is predicted from, by the pool's ids; empty without `curriculum.probe.predictor`."""
     given_critiques: Sequence[Critique] = ()
     """Of `slmreason critique`; the next CFT trains on them too."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
 
 from slmreason.curriculum.bought import Bought
+from slmreason.curriculum.predictor import Predictor
 from slmreason.curriculum.settings import ProbeSettings
 from slmreason.curriculum.waves import StoppingRule
 from slmreason.curriculum.work import Work
 from slmreason.data.datamodule import ReasoningDataModule
+from slmreason.data.posterior import Posterior
 from slmreason.data.strata import stratify
 from slmreason.modules.settings import GRPOSettings
 from slmreason.records import Band, Evidence, Place, Problem
@@ -44,15 +49,18 @@ class Prober:
         settings: ProbeSettings,
         max_tokens: int | None,
         round_tokens: float | None = None,
+        predictor: Predictor | None = None,
     ) -> None:
         """
         Args:
             grpo: whose sampling is that of the rollouts.
             max_tokens: of the run; see `CurriculumSettings.max_tokens`.
             round_tokens: that measuring may take in a round; None for no bound (`CurriculumSettings.probe_tokens`).
+            predictor: spares problems whose band is certain without rollouts; None samples all.
         """
         self.work, self.data, self.grpo, self.reward = work, data, grpo, reward
         self.settings, self.max_tokens, self.round_tokens = settings, max_tokens, round_tokens
+        self.predictor = predictor
         self.rule = StoppingRule(settings.attempts, data.bands, settings.screen)
         self.bought: list[Bought] = []
         """What measuring within `round_tokens` took so far, in this run."""
@@ -90,18 +98,56 @@ class Prober:
         if problems is None:
             size = round(len(self.data.problems) * self.settings.epoch_share)
             problems = self.data.rng("reprobe", place.round, place.epoch).sample(self.data.problems, size)
-        self.measure(problems, place, f"round {place.round} {place.stage} re-measure")
+        self._measure_all(place, problems, f"round {place.round} {place.stage} re-measure")
 
     def measure(self, problems: Sequence[Problem], place: Place, label: str) -> None:
-        """Samples each problem, and takes what comes out into the ledger; what an earlier process did is not repeated.
+        """Samples each problem that the predictor does not spare, and takes what comes out into the ledger; what an
+        earlier process did is not repeated.
 
         Args:
             label: for those who watch, and for the journal.
         """
+        predictor = self.predictor
+        if predictor is None or not problems or not self._is_worth_predicting(problems, place, label):
+            self._measure_all(place, problems, label)
+            return
+        unscored = predictor.unscored()
+        tokens = predictor.score(unscored, place, label)
+        is_bounded = self.round_tokens is not None
+        if is_bounded:
+            self.bought.append(Bought(
+                place.round, place.stage, f"{label} traces", wanted=len(unscored), problems=len(unscored), rollouts=0,
+                tokens=tokens, first_bands=0, moved=0,
+            ))  # fmt: skip
+        spared = predictor.lead(problems, place, label, partial(self._measure_all, place), is_bounded)
+        predictor.tell(place, label, len(unscored), tokens, spared)
+
+    def _is_worth_predicting(self, problems: Sequence[Problem], place: Place, label: str) -> bool:
+        """False, and said, when so few are to be measured or so few tokens are left that no trace is scored."""
+        assert self.predictor is not None
+        why = self.predictor.lacks(len(problems))
+        if why is None:
+            cost, room = self.predictor.cost(self.predictor.unscored()), float("inf")
+            if self.round_tokens is not None:
+                room = self._allowed(place)
+            elif self.max_tokens is not None:
+                room = (self.max_tokens - self.work.student.tokens.total) / 2
+            if cost > room / 2:
+                why = f"that would read {cost} tokens, half of what measuring may take are {max(0.0, room) / 2:.0f}"
+        if why is not None:
+            log.info("%s: no trace is scored: %s", label, why)
+        return why is None
+
+    def _measure_all(self, place: Place, problems: Sequence[Problem], label: str) -> int:
+        """Samples each of these problems, as far as there are tokens for it.
+
+        Returns:
+            How many there were tokens for.
+        """
         attempts, student = self.settings.attempts, self.work.student
         is_bounded = self.round_tokens is not None
         if not problems or not (is_bounded or self._is_affordable(len(problems) * attempts, label)):
-            return
+            return 0
         self.work.engine.sync(student)
         sampling = self.grpo.sampling("probe", place.round, place.stage, student.policy_version, with_log_probs=False)
         key = f"{label} epoch {place.epoch} policy {student.policy_version}"
@@ -109,12 +155,13 @@ class Prober:
             probe = _Probe(key, place, sampling, watch)
             found = self._buy(problems, probe, label) if is_bounded else self._sample(problems, probe, key)
         if not found:
-            return
+            return 0
         right = sum(evidence.successes for evidence in found)
         sampled = sum(evidence.attempts for evidence in found)
         tokens = sum(evidence.tokens for evidence in found)
         log.info("%s: rho %.2f over %d problems, %d tokens in %s", label, right / sampled, len(found), tokens,
                  duration(watch.seconds))  # fmt: skip
+        return len(found)
 
     def _sample(self, problems: Sequence[Problem], probe: _Probe, key: str) -> list[Evidence]:
         """Draws the rollouts of each problem, all at once or in waves, and takes what they show into the ledger."""
@@ -131,17 +178,34 @@ class Prober:
         attempts = self.settings.attempts
         shown: dict[int, Evidence] = {}
         needy = list(range(len(problems)))
+        belief = self.predictor.belief(problems) if self.predictor is not None else None
         for part, size in enumerate(waves, start=1):
             asked = [problems[index] for index in needy]
             found = self._wave(asked, probe, f"{key} wave {part}", size, sum(waves[: part - 1]), part)
             for index, evidence in zip(needy, found, strict=True):
                 shown[index] = shown[index].with_more(evidence) if index in shown else evidence
-            stopped = [i for i in needy if self.rule.stops(shown[i].successes, shown[i].attempts)]
+            stopped = self._stopped(needy, shown, belief)
             probe.watch.skip(sum(attempts - shown[index].attempts for index in stopped))
             needy = sorted(set(needy) - set(stopped))
             if not needy:
                 break
         return [shown[index] for index in range(len(problems))]
+
+    def _stopped(self, needy: Sequence[int], shown: Mapping[int, Evidence], belief: Posterior | None) -> list[int]:
+        """Those of the needy that no further wave is needed for.
+
+        Args:
+            shown: what their rollouts showed so far.
+            belief: of each problem before these rollouts; None where only the rule decides.
+        """
+        stopped = [index for index in needy if self.rule.stops(shown[index].successes, shown[index].attempts)]
+        if belief is None or self.predictor is None:
+            return stopped
+        right = np.array([shown[index].successes for index in needy])
+        wrong = np.array([shown[index].attempts for index in needy]) - right
+        places = list(needy)
+        certain = self.predictor.are_certain(Posterior(belief.a[places] + right, belief.b[places] + wrong))
+        return sorted({*stopped, *(index for index, sure in zip(needy, certain, strict=True) if sure)})
 
     def _wave(
         self, problems: Sequence[Problem], probe: _Probe, key: str, size: int, first: int = 0, part: int = 0
@@ -204,7 +268,7 @@ class Prober:
         return min(self.round_tokens - spent, left)
 
     def _by_need(self, problems: Sequence[Problem], place: Place) -> list[Problem]:
-        """Those first that nothing is known of, then those whose band is least certain, or whose evidence is oldest."""
+        """Those first that were never sampled, then those whose band is least certain, or whose evidence is oldest."""
         order = list(problems)
         self.data.rng("probe", place.round, place.stage, place.epoch).shuffle(order)
         ledger = self.data.ledger
@@ -213,7 +277,7 @@ class Prober:
         def known(problem: Problem) -> tuple[bool, float]:
             newest = ledger.get(problem.id)
             if newest is None:
-                return False, 0.0
+                return False, certainty.get(problem.id, 0.0)
             return True, certainty.get(problem.id, newest.policy_version)
 
         return sorted(order, key=known)

@@ -61,9 +61,10 @@ class Results:
 
 
 def _summary(report: StageReport, run: RunState) -> dict[str, Any]:
-    """A stage's entry in summary.json, with what was measured for it where measuring has a budget."""
-    bought = run.bought_for(report.place)
-    return {**report.as_summary(), **({"measured": as_summary(bought)} if bought else {})}
+    """A stage's entry in summary.json, with what was measured for it where measuring has a budget, and predicted."""
+    bought, predicted = run.bought_for(report.place), [each.as_summary() for each in run.predictions_for(report.place)]
+    others = {"measured": as_summary(bought), "predicted": predicted}
+    return {**report.as_summary(), **{name: found for name, found in others.items() if found}}
 
 
 def remarks(reports: Sequence[StageReport]) -> list[str]:
@@ -73,9 +74,10 @@ def remarks(reports: Sequence[StageReport]) -> list[str]:
         return others
     done = sum(report.outcome == "done" for report in reports[1:])
     seconds, tokens = sum(report.seconds for report in reports), reports[-1].tokens
+    scored = f", {tokens.scored:,} read to predict rho" if tokens.scored else ""
     did = (
         f"no benchmark was run (benchmarks is empty); {done} of {len(reports) - 1} stages done in {seconds:.0f} s with "
         f"{tokens.total:,} tokens: {tokens.sampled:,} sampled, {tokens.trained:,} trained on, {tokens.written:,} "
-        "written by the teacher"
+        f"written by the teacher{scored}"
     )
     return [did, *others]

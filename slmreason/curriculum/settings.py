@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from slmreason.curriculum.waves import StoppingRule
+from slmreason.data.strata import Bands
 from slmreason.records import Place
 
 StageName = Literal["sft", "grpo", "cft"]
+CERTAIN = 0.9
+"""Probability of a band, where nothing else is said, with which a problem needs no rollouts."""
 
 
 @dataclass
@@ -34,6 +38,32 @@ class ProbeSettings:
     """Measuring outside GRPO takes at most this share of a round's tokens, which are `curriculum.max_tokens` divided by
     the rounds, such as 0.15. What is least known is measured first; what was never measured for want of tokens is in no
     band. No bound when not given."""
+    predictor: Literal["none", "forward"] = "none"
+    """What is known of a problem before its rollouts. `forward`: how likely the student finds the trace that came with
+    it, by one forward pass, gives it a prior of its own, fitted to the problems that are sampled first. Where it makes
+    a band certain there are no rollouts. Where it does not predict held-out problems (rank correlation below 0.2) it is
+    switched off, which is said. It needs `data.bands.evidence_model: posterior`."""
+    certain: float | None = None
+    """With a predictor: a problem whose band has at least this probability is not sampled, or not further; 0.9 when not
+    given."""
+
+    @property
+    def least_certainty(self) -> float:
+        """See `certain`."""
+        return CERTAIN if self.certain is None else self.certain
+
+    def check(self, bands: Bands) -> None:
+        """
+        Raises:
+            ValueError: these bands leave a key without effect, or no wave of a probe could ever be left out.
+        """
+        if self.predictor != "none" and bands.evidence_model != "posterior":
+            raise ValueError(
+                "curriculum.probe.predictor: bands by the newest evidence have no prior; it needs "
+                "data.bands.evidence_model: posterior"
+            )
+        if self.waves is not None and self.predictor == "none":
+            StoppingRule(self.attempts, bands, self.screen).check(self.waves)
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or not 0 <= self.epoch_share <= 1:
@@ -49,6 +79,10 @@ class ProbeSettings:
             )
         if self.share is not None and not 0 < self.share <= 1:
             raise ValueError(f"curriculum.probe.share must be above 0 and at most 1, got {self.share}")
+        if self.certain is not None and self.predictor == "none":
+            raise ValueError("curriculum.probe.certain: nothing is certain without curriculum.probe.predictor: forward")
+        if not 0.5 <= self.least_certainty < 1:
+            raise ValueError(f"curriculum.probe.certain must be at least 0.5 and below 1, got {self.certain}")
 
 
 @dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slmreason.curriculum.bought import Bought
+from slmreason.curriculum.predictor import Prediction
 from slmreason.evaluate.benchmarks import Score
 from slmreason.records import Band, Critique, Place, Tokens, from_json, to_json
 from slmreason.student import Student
@@ -50,7 +51,7 @@ class StageReport:
             "outcome": self.outcome,
             "seconds": round(self.seconds, 1),
             "rows": self.rows,
-            "tokens": asdict(self.tokens),
+            "tokens": self.tokens.as_summary(),
             "scores": [asdict(score) for score in self.scores],
             "benchmark_seconds": round(self.benchmark_seconds, 1),
             "benchmark_tokens": self.benchmark_tokens,
@@ -82,6 +83,8 @@ class RunState:
     """What the run has cost."""
     bought: list[Bought] = field(default_factory=list)
     """What measuring took, where `curriculum.probe.share` bounds it."""
+    predictions: list[Prediction] = field(default_factory=list)
+    """What `curriculum.probe.predictor` came to."""
     sizes: dict[str, int] = field(default_factory=dict)
     """How long each growing file was: bytes of a .jsonl, rows of a .csv."""
 
@@ -96,6 +99,10 @@ class RunState:
     def bought_for(self, place: Place) -> list[Bought]:
         """What measuring for a stage took."""
         return [each for each in self.bought if (each.round, each.stage) == (place.round, place.stage)]
+
+    def predictions_for(self, place: Place) -> list[Prediction]:
+        """What the predictor came to where a stage was measured for."""
+        return [each for each in self.predictions if (each.round, each.stage) == (place.round, place.stage)]
 
     def between_stages(self, student: Student, bands: dict[str, Band], seconds: float) -> RunState:
         """The state as it stands now, in no fit.
@@ -131,6 +138,7 @@ class RunState:
         ]  # fmt: skip
         state.tokens = Tokens(**tree["tokens"])
         state.bought = [Bought(**each) for each in tree.get("bought", [])]
+        state.predictions = [Prediction(**each) for each in tree.get("predictions", [])]
         state.critiques = [from_json(Critique, record) for record in tree["critiques"]]
         state.within = Place(**tree["within"]) if tree["within"] else None
         return state

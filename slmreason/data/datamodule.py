@@ -58,6 +58,9 @@ class Restratified:
     rows: int
     certainty: dict[str, float] = field(default_factory=dict)
     """Of each band: the share of its problems that is expected to belong there; empty where that is not known."""
+    predictor: dict[str, float] = field(default_factory=dict)
+    """Of `curriculum.probe.predictor`: its held-out rank correlation, whether it is used, the weight of its priors in
+    rollouts, and how many problems are in a band by it alone; empty where nothing is predicted."""
 
     def describe(self) -> str:
         bands = " ".join(f"{name} {count}" for name, count in self.counts.items() if count)
@@ -65,6 +68,8 @@ class Restratified:
         location = f"round {self.place.round} {self.place.stage} epoch {self.place.epoch}"
         sure = "".join(f", {name} {share:.0%}" for name, share in self.certainty.items())
         certain = f" | in their true band {sure[2:]}" if sure else ""
+        if alone := self.predictor.get("bands"):
+            certain += f" | {alone:.0f} of them by prediction alone"
         return f"{location}: {bands}{certain} | {moves} | {self.rows} rows to train on"
 
 
@@ -306,11 +311,17 @@ class ReasoningDataModule(L.LightningDataModule):
         self._rows = self._stage.build(strata, epoch)
         place = Place(self._stage.place.round, self._stage.place.stage, epoch)
         moves = dict(strata.moves_from(self.band_of))
-        change = Restratified(place, strata.counts, moves, len(self._rows), strata.mean_certainty)
+        change = Restratified(
+            place, strata.counts, moves, len(self._rows), strata.mean_certainty, self._predictor_of(strata)
+        )
         self.band_of, self._built_at = strata.band_of, (epoch, self.ledger.version)
         log.info(change.describe())
         if self._on_set is not None:
             self._on_set(change, self._rows)
+
+    def _predictor_of(self, strata: Strata) -> dict[str, float]:
+        predicted = self.ledger.predicted
+        return {} if predicted is None else {**predicted.metrics(), "bands": len(strata.predicted)}
 
     def routed(self, strata: Strata) -> Strata:
         """The strata that SFT and GRPO draw from; the lot of `random` is cast once a run."""

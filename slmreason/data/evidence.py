@@ -21,16 +21,24 @@ KEPT = ("problem_id", "attempts", "successes", "solution")
 """What `fit` reads of a line: neither the tokens nor the policy version are of the run that reads it."""
 
 
-def readable_row(evidence: Evidence, problem: Problem, bands: Bands, prior: Prior = Prior()) -> dict[str, Any]:  # noqa: B008 - frozen
+def readable_row(
+    evidence: Evidence,
+    problem: Problem,
+    bands: Bands,
+    prior: Prior = Prior(),  # noqa: B008 - frozen
+    is_predicted: bool = False,
+) -> dict[str, Any]:
     """One problem's evidence, with its band for a person to read; `fit` reads the counts, so bands can be moved.
 
     Args:
-        prior: of the pool, for a band that goes by the posterior: the probability of the band stands beside it.
+        prior: of the problem, for a band that goes by the posterior: the probability of the band stands beside it.
+        is_predicted: the prior is of this problem alone, and is shown too.
     """
     return {
         "problem_id": problem.id,
         "key": problem.key,
         **_band(evidence, bands, prior),
+        **({"prior": [round(prior.a, 4), round(prior.b, 4)]} if is_predicted else {}),
         "attempts": evidence.attempts,
         "successes": evidence.successes,
         "solution": evidence.solution,

@@ -3,7 +3,9 @@
 `ledger.jsonl` has a line for each graded group (problem, attempts, successes, policy version, where it came from, and
 the shortest right solution that the student wrote, if any);
 `harvest.jsonl` has the all-zero groups of GRPO with their attempts. The newest evidence of a problem is its difficulty,
-since difficulty is a property of the *current* student. A torn last line, left by a crash, is dropped on opening.
+since difficulty is a property of the *current* student. Where it is predicted (`curriculum.probe.predictor`),
+`trace_scores.jsonl` has what from, and `predicted.jsonl` who was not sampled for it. A torn last line, left by a crash,
+is dropped on opening.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 
 from slmreason.data.pooled import Pooled
-from slmreason.data.posterior import Counts, Posterior, fitted_prior
-from slmreason.records import Band, Evidence, Exemplar, Place, Problem, RolloutGroup, Trace, to_json
+from slmreason.data.posterior import Array, Counts, Posterior, fitted_prior
+from slmreason.data.predictor import Predicted, features, predict
+from slmreason.records import Band, Evidence, Exemplar, Place, Problem, RolloutGroup, Trace, TraceScores, to_json
 from slmreason.run.files import append_records, placed_lines, record_of, written_rows
 from slmreason.run.folder import RunFolder
 
@@ -29,6 +32,20 @@ class HarvestRow:
 
     place: Place
     group: RolloutGroup
+
+
+@dataclass(frozen=True)
+class Spared:
+    """A line of `predicted.jsonl`: a problem that was not sampled, since its band was certain enough by prediction."""
+
+    problem_id: str
+    band: Band
+    certainty: float
+    """Probability of the band."""
+    a: float
+    b: float
+    """Of the Beta that is believed of its rho."""
+    policy_version: int
 
 
 FIELDS = get_type_hints(Evidence)
@@ -57,6 +74,10 @@ class Ledger:
         self._solutions: dict[str, str] = {}
         self._harvest: list[tuple[Place, RolloutGroup]] = []
         self._sampled = [0, 0]  # completions, and their tokens
+        self._scores: dict[str, TraceScores] = {}
+        self._row: dict[str, int] = {}  # of a problem among those with scores
+        self._features: Array | None = None  # of the scores as they are
+        self._predicted: tuple[int, Predicted] | None = None  # and the version that it is of
         self.version = 0
         """Grows with each entry, so a reader can tell whether there is anything new."""
         if self._files is not None:
@@ -66,6 +87,9 @@ class Ledger:
             for location, row in placed_lines(self._files.harvest):
                 entry = record_of(HarvestRow, row, location)
                 self._harvest.append((entry.place, entry.group))
+            for location, row in placed_lines(self._files.trace_scores):
+                known = {key: value for key, value in row.items() if key not in PLACE_FIELDS}
+                self._note_scores(record_of(TraceScores, known, location))
 
     def __len__(self) -> int:
         return len(self._newest)
@@ -84,18 +108,52 @@ class Ledger:
         How far the policy has moved is counted up to the newest version that anything was sampled from: what is read
         back from the file says the same as what stood in memory.
         """
+        return self._counts([problem.id for problem in problems])
+
+    def _counts(self, problem_ids: Sequence[str]) -> Counts:
         if self._pooled is not None:
-            return self._pooled.counts([problem.id for problem in problems])
-        shown = [self._newest.get(problem.id) for problem in problems]
+            return self._pooled.counts(problem_ids)
+        shown = [self._newest.get(problem_id) for problem_id in problem_ids]
         size = len(shown)
         right = np.fromiter((each.successes if each else 0 for each in shown), np.float64, size)
         attempts = np.fromiter((each.attempts if each else 0 for each in shown), np.float64, size)
         return Counts(right, attempts - right, attempts)
 
     def posterior(self, problems: Sequence[Problem]) -> Posterior:
-        """What is believed of each problem, on a prior fitted to these problems."""
-        counts = self.counts(problems)
-        return Posterior.of(counts, fitted_prior(counts))
+        """What is believed of each problem, on its prior."""
+        counts, prior = self.counts(problems), self.prior(problems)
+        return Posterior(counts.right + prior.a, counts.wrong + prior.b)
+
+    def prior(self, problems: Sequence[Problem]) -> Posterior:
+        """What is believed of each problem before its own rollouts: by prediction where there is one that is used, else
+        what these problems show together."""
+        pool = fitted_prior(self.counts(problems))
+        a, b = np.full(len(problems), pool.a), np.full(len(problems), pool.b)
+        predicted = self.predicted
+        if predicted is not None and predicted.is_used:
+            rows = np.fromiter((self._row.get(problem.id, -1) for problem in problems), np.int64, len(problems))
+            has = rows >= 0
+            a[has], b[has] = predicted.a[rows[has]], predicted.b[rows[has]]
+        return Posterior(a, b)
+
+    @property
+    def predicted(self) -> Predicted | None:
+        """What the scores of traces predict, fitted to the evidence as it is now; None where no trace was scored."""
+        if not self._scores:
+            return None
+        if self._predicted is None or self._predicted[0] != self.version:
+            if self._features is None:
+                self._features = features(list(self._scores.values()))
+            self._predicted = self.version, predict(self._features, self._counts(list(self._scores)))
+        return self._predicted[1]
+
+    def is_predicted(self, problem_id: str) -> bool:
+        """Whether the prior of a problem is its own, by a prediction that is used."""
+        return problem_id in self._row and self.predicted is not None and self.predicted.is_used
+
+    def scores(self, problem_id: str) -> TraceScores | None:
+        """The newest scores of a problem's trace."""
+        return self._scores.get(problem_id)
 
     @property
     def pools(self) -> bool:
@@ -132,6 +190,17 @@ class Ledger:
         for each in new:
             self._note(each)
 
+    def score(self, scores: Iterable[TraceScores], place: Place) -> None:
+        """Adds scores of traces: from now on they predict the rates of their problems, where that is worth it."""
+        new = list(scores)
+        self._append(lambda files: files.trace_scores, [{**to_json(each), **to_json(place)} for each in new])
+        for each in new:
+            self._note_scores(each)
+
+    def spare(self, spared: Iterable[Spared], place: Place) -> None:
+        """Writes down which problems are not sampled, for whoever wants to see it: nothing is read of it."""
+        self._append(lambda files: files.predicted, [{**to_json(each), **to_json(place)} for each in spared])
+
     def harvest(self, groups: Iterable[RolloutGroup], place: Place) -> None:
         """Keeps all-zero groups, with their attempts, for the Critique Set of the next fit.
 
@@ -164,6 +233,12 @@ class Ledger:
             self._sampled[1] += evidence.tokens
         if evidence.solution:
             self._solutions[evidence.problem_id] = evidence.solution
+        self.version += 1
+
+    def _note_scores(self, scores: TraceScores) -> None:
+        self._scores[scores.problem_id] = scores
+        self._row.setdefault(scores.problem_id, len(self._row))
+        self._features = None
         self.version += 1
 
     def _append(self, file: Callable[[RunFolder], Path], rows: list[dict[str, Any]]) -> None:

@@ -47,7 +47,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Prior:
-    """Beta(a, b), what is believed of a problem that was never sampled."""
+    """Beta(a, b), what is believed of a problem before its own rollouts."""
 
     a: float = FALLBACK[0]
     b: float = FALLBACK[1]
@@ -172,7 +172,7 @@ def _incomplete_beta(a: Array, b: Array, x: float) -> Array:
     mirrored = x > (a + 1) / (a + b + 2)
     first, second = np.where(mirrored, b, a), np.where(mirrored, a, b)
     at = np.where(mirrored, 1 - x, x)
-    front = _log_gamma(a + b) - _log_gamma(a) - _log_gamma(b) + first * np.log(at) + second * np.log1p(-at)
+    front = log_gamma(a + b) - log_gamma(a) - log_gamma(b) + first * np.log(at) + second * np.log1p(-at)
     value: Array = np.exp(front) * _fraction(first, second, at) / first
     return np.where(mirrored, 1 - value, value)
 
@@ -194,7 +194,7 @@ def _fraction(a: Array, b: Array, x: Array) -> Array:
     return value
 
 
-def _log_gamma(x: Array) -> Array:
+def log_gamma(x: Array) -> Array:
     """log Gamma(x) for x > 0: Stirling's series at x + 8, and the eight factors below it. NIST DLMF 5.11.1."""
     product = np.ones_like(x)
     for step in range(8):

@@ -62,11 +62,14 @@ class Strata:
     medium: tuple[Problem, ...]
     hard: tuple[Problem, ...]
     unknown: tuple[Problem, ...]
-    """Problems that were never sampled."""
+    """Problems that were never sampled, and whose rho is not predicted."""
     solved: frozenset[str]
-    """Ids of problems with at least one accepted rollout (non-all-zero) in their newest evidence."""
+    """Ids of problems with at least one accepted rollout (non-all-zero) in their newest evidence, and of those that are
+    predicted to be medium or simple."""
     certainty: Mapping[str, float] = field(default_factory=dict)
     """Probability of the band that a problem is in, by id; empty where bands go by the newest evidence."""
+    predicted: frozenset[str] = frozenset()
+    """Ids of problems that were never sampled, and are in a band by what the scores of their traces predict."""
 
     @property
     def band_of(self) -> dict[str, Band]:
@@ -122,17 +125,19 @@ def likeliest(posterior: Posterior, bands: Bands) -> tuple[list[Band], list[floa
 def _by_posterior(ledger: Ledger, problems: Iterable[Problem], bands: Bands) -> Strata:
     pool = list(problems)
     groups: dict[str, list[Problem]] = {name: [] for name in (*BAND_NAMES, "unknown")}
-    solved, certainty = set(), {}
+    solved, predicted, certainty = set(), set(), {}
     for problem, band, share in zip(pool, *likeliest(ledger.posterior(pool), bands), strict=True):
         evidence = ledger.get(problem.id)
-        if evidence is None:
+        if evidence is None and not ledger.is_predicted(problem.id):
             groups["unknown"].append(problem)
             continue
         groups[band].append(problem)
         certainty[problem.id] = share
-        if evidence.successes:
+        if evidence is None:
+            predicted.add(problem.id)
+        if (evidence.successes > 0) if evidence is not None else (band != "hard"):
             solved.add(problem.id)
-    return replace(_strata(groups, solved), certainty=certainty)
+    return replace(_strata(groups, solved), certainty=certainty, predicted=frozenset(predicted))
 
 
 def _strata(groups: Mapping[str, Sequence[Problem]], solved: Iterable[str]) -> Strata:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from slmreason.records import TOKEN_KINDS
 from slmreason.run.files import read_lines, write_text
 from slmreason.run.folder import RunFolder
 
@@ -153,15 +154,20 @@ def _estimate(centre: float, draws: NDArray[np.float64]) -> Estimate:
 # -- how it is kept -------------------------------------------------------------------------------------------------
 
 
+def token_kinds(outcomes: Sequence[Outcome]) -> list[str]:
+    """What tokens of these runs are counted as: columns of a table."""
+    return [kind for kind in TOKEN_KINDS if any(kind in outcome.tokens for outcome in outcomes)]
+
+
 def save_comparison(folder: Path, outcomes: Sequence[Outcome], results: Sequence[ArmResult]) -> None:
     """`runs.csv` with a line a run, `arms.csv` with a line an arm."""
-    names = list(results[0].benchmarks)
+    names, kinds = list(results[0].benchmarks), token_kinds(outcomes)
     runs = [
         [o.arm, o.seed, *(f"{o.accuracy[name]:.4f}" for name in names), f"{o.mean:.4f}",
-         o.tokens["sampled"], o.tokens["trained"], o.tokens["written"], f"{o.seconds:.0f}"]
+         *(o.tokens.get(kind, 0) for kind in kinds), f"{o.seconds:.0f}"]
         for o in outcomes
     ]  # fmt: skip
-    write_csv(folder / "runs.csv", ["arm", "seed", *names, "mean", "sampled", "trained", "written", "seconds"], runs)
+    write_csv(folder / "runs.csv", ["arm", "seed", *names, "mean", *kinds, "seconds"], runs)
     arms = []
     for result in results:
         columns = [result.mean, *result.benchmarks.values(), result.ahead]

@@ -21,8 +21,8 @@ from matplotlib.text import Text
 from slmreason.data.pooled import Pooled
 from slmreason.data.posterior import HALF_LIFE, Posterior, fitted_prior
 from slmreason.data.strata import Bands, likeliest
-from slmreason.evaluate.compare import ArmResult, Outcome
-from slmreason.records import Band, BridgeResult, Critique, Evidence, Fault, Place, from_json
+from slmreason.evaluate.compare import ArmResult, Outcome, token_kinds
+from slmreason.records import TOKEN_KINDS, Band, BridgeResult, Critique, Evidence, Fault, Place, from_json
 from slmreason.report import pictures
 from slmreason.run.files import read_lines, write_file, write_text
 from slmreason.run.folder import RunFolder, StageFolder
@@ -65,6 +65,7 @@ def write_comparison(folder: Path, results: Sequence[ArmResult], outcomes: Seque
     """Writes the page of a comparison, `report.html`, and its picture, `arms.png`."""
     figure = pictures.arms(results)
     shown_as = {"name": folder.resolve().name, "results": results, "outcomes": outcomes, "budget": budget,
+                "token_kinds": token_kinds(outcomes),
                 "picture": Markup(pictures.as_svg(figure))}  # fmt: skip  # noqa: S704 - ours, names of arms are escaped
     write_text(folder / "report.html", _page("comparison", shown_as))
     plain = pictures.arms(results)
@@ -100,7 +101,8 @@ def contents(run: Path, examples: int) -> dict[str, Any]:
     if lines := _curves(run):
         drawn["curves"] = pictures.curves(lines)
     if spent:
-        kinds = {kind: [tokens[kind] / 1000 for tokens in spent] for kind in ("sampled", "trained", "written")}
+        shown_kinds = [kind for kind in TOKEN_KINDS if any(kind in tokens for tokens in spent)]
+        kinds = {kind: [tokens.get(kind, 0) / 1000 for tokens in spent] for kind in shown_kinds}
         drawn["tokens"] = pictures.bars(labels[1:], kinds, "thousand tokens")
         drawn["minutes"] = pictures.bars(labels[1:], {"minutes": [s["seconds"] / 60 for s in stages[1:]]}, "minutes")
     return {
@@ -118,7 +120,7 @@ def contents(run: Path, examples: int) -> dict[str, Any]:
 
 
 def _difference(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
-    return {kind: now[kind] - before[kind] for kind in now}
+    return {kind: now[kind] - before.get(kind, 0) for kind in now}
 
 
 def _interval(scores: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float] | None:

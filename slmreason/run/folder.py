@@ -19,6 +19,8 @@ class RunFolder:
         self.pool = path / "pool.json"
         self.ledger = path / "ledger.jsonl"
         self.harvest = path / "harvest.jsonl"
+        self.trace_scores = path / "trace_scores.jsonl"
+        self.predicted = path / "predicted.jsonl"
         self.rejects = path / "rejects.jsonl"
         self.benchmarks = path / "benchmarks.jsonl"
         self.summary = path / "summary.json"

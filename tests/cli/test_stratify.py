@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from slmreason.cli import main
+from tests.runs import pool_with_traces
 
 
 def test_stratify_takes_recorded_rollouts(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,3 +71,35 @@ def test_waves_that_never_stop_are_refused_by_their_key(tmp_path: Path, capsys: 
     args = ["--config=quickstart", "--curriculum.probe.waves=[2,2,4]", f"--out={tmp_path / 'strata.jsonl'}"]
     assert main(["stratify", *args]) != 0
     assert "curriculum.probe.waves: [2, 2, 4] never stop early" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_is_predicted_is_left_out_and_said_and_the_others_show_their_prior(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool, out = pool_with_traces(tmp_path / "pool.jsonl", 120), tmp_path / "bands.jsonl"
+    args = ["stratify", "--config=quickstart", f"--data.train={pool}", "--data.columns.trace=trace", "--benchmarks=[]",
+            "--data.bands.evidence_model=posterior", "--curriculum.probe.attempts=4", "--grpo.max_completion_tokens=80",
+            "--curriculum.probe.predictor=forward", "--curriculum.probe.certain=0.6", f"--out={out}"]  # fmt: skip
+    assert main(args) == 0
+    shown, written = " ".join(capsys.readouterr().out.split()), out.read_text()
+    rows = [json.loads(line) for line in written.splitlines()]
+    assert "120 of 120 problems have a trace to predict from" in shown
+    assert "rho predicted from traces: rank correlation" in shown
+    assert 64 <= len(rows) < 120
+    assert f"{120 - len(rows)} problems have no rollouts and no line in the file" in shown
+    assert all(len(row["prior"]) == 2 and min(row["prior"]) > 0 for row in rows)
+    assert len({tuple(row["prior"]) for row in rows}) > 10
+    assert main(args) == 0
+    assert "64 of 64 problems are in" in " ".join(capsys.readouterr().out.split())  # the first part of both calls
+    assert out.read_text() == written
+
+
+def test_a_predictor_that_could_do_nothing_is_refused_by_its_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["stratify", "--config=quickstart", "--curriculum.probe.predictor=forward", f"--out={tmp_path / 'a.jsonl'}"]
+    assert main(args) != 0
+    assert "curriculum.probe.predictor: bands by the newest evidence" in " ".join(capsys.readouterr().err.split())
+    assert main([*args, "--data.bands.evidence_model=posterior", "--data.limit=70"]) != 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "0 of 70 problems have a trace to predict from; 70 not: none came with them (data.columns.trace)" in said

@@ -18,7 +18,7 @@ from slmreason.cli import main
 from slmreason.cli.runs import program
 from slmreason.curriculum.resume import checkpoints, newest_checkpoint
 from slmreason.run.folder import lock_folder
-from tests.runs import ONE, ROOT, SMALL, TWO, command
+from tests.runs import ONE, ROOT, SMALL, TWO, command, pool_with_traces
 
 pytestmark = pytest.mark.slow
 OFTEN = "--curriculum.checkpoint.every_n_steps=1"
@@ -115,6 +115,36 @@ def test_a_fit_that_draws_its_problems_goes_on_in_the_middle_of_an_epoch(
     found = newest_checkpoint(cut)
     assert found is not None
     assert found[1].within is not None
+    monkeypatch.delenv("DIES_IN")
+    done = command(*args, f"--run_dir={cut}", "--resume=auto")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert differing(digest(cut), digest(whole)) == []
+
+
+def test_a_run_that_predicts_rho_goes_on_and_shows_what_that_came_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = pool_with_traces(tmp_path / "pool.jsonl", 120)
+    args = ["fit", *SMALL, OFTEN, f"--data.train={pool}", "--data.columns.trace=trace", "--sft.epochs=1",
+            "--data.bands.evidence_model=posterior", "--curriculum.probe.predictor=forward", "--benchmarks=[]",
+            "--curriculum.probe.certain=0.6", "--curriculum.probe.epoch_share=0.3", "--curriculum.stages=[sft,grpo]",
+            "--grpo.prompts_per_step=8", "--trainer.callbacks+=tests.plugins.Dies"]  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = command(*args, f"--run_dir={whole}")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "rho predicted from traces: rank correlation" in done.stdout
+    stages = {stage["stage"]: stage for stage in json.loads((whole / "summary.json").read_text())}
+    [predicted] = stages["round 1 sft"]["predicted"]
+    assert predicted["spared"] > 0
+    assert predicted["rank_correlation"] > 0.2
+    assert stages["round 1 sft"]["tokens"]["scored"] == predicted["scored"] > 0
+    assert "predictor/rank_correlation" in (whole / "round-01" / "sft" / "metrics.csv").read_text().splitlines()[0]
+    strata = json.loads((whole / "round-01" / "sft" / "strata.jsonl").read_text().splitlines()[0])
+    assert strata["predictor"]["bands"] == predicted["spared"]
+    monkeypatch.setenv("DIES_AT", "1")
+    for stage in ("sft", "grpo"):
+        monkeypatch.setenv("DIES_IN", stage)
+        assert command(*args, f"--run_dir={cut}", "--resume=auto").returncode != 0
     monkeypatch.delenv("DIES_IN")
     done = command(*args, f"--run_dir={cut}", "--resume=auto")
     assert done.returncode == 0, done.stdout[-3000:]
