@@ -196,7 +196,8 @@ class Predictor:
         posterior, version = self.data.ledger.posterior(spared), self.work.student.policy_version
         bands, certainties = likeliest(posterior, self.data.bands)
         columns = zip(spared, bands, certainties, posterior.a.tolist(), posterior.b.tolist(), strict=True)
-        self.data.ledger.spare((Spared(problem.id, *others, version) for problem, *others in columns), place)
+        rows = (Spared(problem.id, band, sure, a, b, version) for problem, band, sure, a, b in columns)
+        self.data.ledger.spare(rows, place)
 
     def _measured_now(self) -> int:
         """Problems with a trace that were sampled from the student as it stands."""
