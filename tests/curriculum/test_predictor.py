@@ -163,9 +163,8 @@ def prober_in(
     journal = Journal(folder / "run", list, lambda: student.tokens)
     journal.open()
     work = Work(student, HFEngine(max_sequences=64), journal, CheckpointSettings(), Console(quiet=True))
-    data = ReasoningDataModule(
-        str(pool_with_traces(folder / "pool.jsonl", count)), columns=Columns(trace="trace"), bands=BANDS
-    )
+    pool = pool_with_traces(folder.parent / "pool.jsonl", count)  # ids have its place
+    data = ReasoningDataModule(str(pool), columns=Columns(trace="trace"), bands=BANDS)
     data.load(student.prompt_length, {})
     data.ledger = Ledger(folder / "run", BANDS.fading)
     grpo, settings = GRPOSettings(max_completion_tokens=80), ProbeSettings(attempts=4, predictor="forward", **probe)
