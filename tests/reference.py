@@ -111,7 +111,7 @@ def trace_loss(new: list[float], weights: list[float], held: list[float], by_unc
 
 
 def gated(policy: float, informative: int, traces: list[list[float]], weight: float) -> float:
-    """2509.04419: the mean over problems, of which each has its RL loss or its SFT loss. `traces`: log-probs of each."""
+    """2509.04419: the mean over problems, each with its RL loss or its SFT loss. `traces`: the log-probs of each."""
     supervised = [-sum(trace) / len(trace) for trace in traces]
     return (informative * policy + weight * sum(supervised)) / (informative + len(traces))
 

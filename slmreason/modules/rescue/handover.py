@@ -53,6 +53,8 @@ class HandoverGroups(Rescue):
 
     def add(self, step: SampledStep, traces: Mapping[str, str]) -> Added:
         problems = [problem for problem in step.failed if problem.id in traces]
+        if not problems:
+            return Added()
         each = self.settings.max_sampled_tokens
         # The engine has had the present weights since the step began.
         search = Draws(self.student, self.engine, step.sampling, each and each * len(problems), step.watch, sync=False)
@@ -102,6 +104,8 @@ class HandoverGroups(Rescue):
 
     def _filled(self, found: Sequence[Help[Tried]], draws: Draws) -> list[RolloutGroup]:
         """Whole groups, graded as those of the step are: the continuations of the search are their first."""
+        if not found:
+            return []
         tried = [each.outcome for each in found]
         more = self.group_size - self.settings.samples
         prompts = [each.begun.prompt_ids for each in tried]

@@ -85,6 +85,5 @@ def test_who_has_no_trace_is_left_to_the_harvest_and_that_is_said_once(
     assert [trace.problem_id for trace in added.traces] == [solved.id]
     assert added.metrics == {"rescued": 0.5, "without_trace": 0.5}
     [said] = [record.getMessage() for record in caplog.records if "no trace" in record.getMessage()]
-    assert (
-        "1 of 2 problems of this step have no trace to be rescued with: the dataset has no solution of it (1)" in said
-    )
+    assert "1 of 2 problems of this step have no trace to be rescued with" in said
+    assert "the dataset has no solution of it (1)" in said
