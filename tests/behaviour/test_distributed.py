@@ -97,7 +97,8 @@ def test_two_processes_draw_and_refill_as_one_does(runs: Any) -> None:
 @pytest.mark.parametrize("kind", ["handover", "sft_gate", "chord"])
 def test_two_processes_rescue_as_one_does(runs: Any, kind: str) -> None:
     """Some steps have fewer hand-overs or traces than processes, and each process has another number of them."""
-    flags = ["--curriculum.stages=[sft, grpo]", "--sft.epochs=1", "--benchmarks=[]", f"--grpo.rescue.kind={kind}"]
+    flags = ["--curriculum.stages=[sft, grpo]", "--sft.epochs=1", "--sft.learning_rate=1e-5", "--data.routing=all",
+             "--benchmarks=[]", f"--grpo.rescue.kind={kind}"]  # fmt: skip
     one = runs(f"one-{kind}", *ONE, *flags)
     two = runs(f"ddp-{kind}", *TWO, *flags, "--trainer.strategy=ddp")
     assert max(rescued_shares(one)) > 0

@@ -156,12 +156,13 @@ def test_a_fit_that_rescues_goes_on_in_the_middle_of_an_epoch(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = ["fit", *SMALL, OFTEN, "--curriculum.stages=[sft, grpo]", "--sft.epochs=1", "--benchmarks=[]",
-            "--trainer.callbacks+=tests.plugins.Dies", "--grpo.prompts_per_step=4",
-            f"--grpo.rescue.kind={kind}"]  # fmt: skip
+            "--sft.learning_rate=1e-5", "--data.routing=all", "--trainer.callbacks+=tests.plugins.Dies",
+            "--grpo.prompts_per_step=8", f"--grpo.rescue.kind={kind}"]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     done = command(*args, f"--run_dir={whole}")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "may be rescued with" in done.stdout
+    assert "grpo.rescue: 0 of" not in " ".join(done.stdout.split())
+    assert "have a trace that they may be rescued with" in " ".join(done.stdout.split())
     monkeypatch.setenv("DIES_IN", "grpo")
     monkeypatch.setenv("DIES_AT", "1")
     assert command(*args, f"--run_dir={cut}", "--resume=auto").returncode != 0

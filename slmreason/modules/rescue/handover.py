@@ -54,7 +54,7 @@ class HandoverGroups(Rescue):
     def add(self, step: SampledStep, traces: Mapping[str, str]) -> Added:
         problems = [problem for problem in step.failed if problem.id in traces]
         if not problems:
-            return Added()
+            return Added(metrics={"tokens": 0.0})
         each = self.settings.max_sampled_tokens
         # The engine has had the present weights since the step began.
         search = Draws(self.student, self.engine, step.sampling, each and each * len(problems), step.watch, sync=False)

@@ -93,7 +93,7 @@ def test_what_no_rollout_solved_is_trained_on_and_stays_evidence_and_harvest(
     more = sum(logged.get("grpo/rescue/tokens", 0.0) for logged in notes.logged)
     assert module.student.tokens.sampled == own + more
     assert (more > 0) == (kind == "handover")
-    assert all(("grpo/rescue/nll" in logged) == (kind != "handover") for logged in notes.logged[-1:])
+    assert any("grpo/rescue/nll" in logged for logged in notes.logged) == (kind != "handover")
 
 
 @pytest.mark.parametrize("kind", ["sft_gate", "chord"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_search_that_samples_more_than_a_group_is_refused() -> None:
 
 def test_the_keys_are_those_of_a_config() -> None:
     parser = build_parser("fit", "")
-    made = parser.instantiate_classes(parse(parser, ["--grpo.rescue.kind=chord", "--grpo.rescue.mu=0.25"]))
-    assert GRPOSettings(**vars(made.grpo)).rescue == RescueSettings("chord", mu=0.25)
+    config = parse(parser, ["--grpo.rescue.kind=chord", "--grpo.rescue.mu=0.25"])
+    assert config.grpo.rescue.as_dict() == asdict(RescueSettings("chord", mu=0.25))
     with pytest.raises(ConfigError, match=r"grpo\.rescue\.kind"):
         parse(parser, ["--grpo.rescue.kind=teacher"])
