@@ -22,6 +22,7 @@ from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.sources import Columns
 from slmreason.data.strata import Bands
 from slmreason.evaluate.benchmarks import EvaluationSettings
+from slmreason.modules.rescue import RescueSettings
 from slmreason.modules.settings import CFTSettings, GRPOSettings, SFTSettings, ValidationSettings
 from slmreason.runtime.backend import BackendSettings
 from slmreason.student import Lora, Student
@@ -44,6 +45,7 @@ OWNERS: dict[str, type] = {
     "curriculum.checkpoint": CheckpointSettings,
     "sft": SFTSettings,
     "grpo": GRPOSettings,
+    "grpo.rescue": RescueSettings,
     "cft": CFTSettings,
     "bridge": BridgeSettings,
     "critique": CritiqueSettings,

@@ -62,6 +62,21 @@ def supervised_loss(
     return policy_loss(log_probs, old, ones, ones / global_target_tokens, lengths, "dapo", clip_high=clip_high)[0]
 
 
+def trace_loss(log_probs: Tensor, weights: Tensor, by_uncertainty: bool = False) -> Tensor:
+    """Loss of one micro-batch of given targets beside a policy loss: `-sum_t w_t phi_t log p_t`.
+
+    Args:
+        log_probs: log p of the target tokens only. [N], float.
+        weights: which carry the normalisation over the whole optimizer step. [N], float.
+        by_uncertainty: `phi_t = p_t (1 - p_t)`, without gradient, so that tokens weigh most that are neither known nor
+            out of reach (CHORD, 2508.11408; ms-swift `chord_enable_phi_function`); otherwise 1.
+    """
+    if by_uncertainty:
+        p = log_probs.detach().exp()
+        weights = weights * p * (1 - p)
+    return -(weights * log_probs).sum()
+
+
 def overlong_penalty(completion_lengths: Tensor, max_completion_tokens: int, cache: int) -> Tensor:
     """What is added to a reward for length: 0 up to `cache` tokens before the limit, then falling linearly to -1 at it.
 

@@ -104,5 +104,23 @@ def supervised(kind: str, new: list[float], old: list[float], held: list[float],
     return -sum(new) / len(new)
 
 
+def trace_loss(new: list[float], weights: list[float], held: list[float], by_uncertainty: bool) -> float:
+    """`held`: log-probs where the gradient is stopped, as in the weight p (1 - p) of 2508.11408."""
+    factors = [math.exp(h) * (1 - math.exp(h)) if by_uncertainty else 1.0 for h in held]
+    return -sum(w * f * n for w, f, n in zip(weights, factors, new, strict=True))
+
+
+def gated(policy: float, informative: int, traces: list[list[float]], weight: float) -> float:
+    """2509.04419: the mean over problems, each with its RL loss or its SFT loss. `traces`: the log-probs of each."""
+    supervised = [-sum(trace) / len(trace) for trace in traces]
+    return (informative * policy + weight * sum(supervised)) / (informative + len(traces))
+
+
+def chord(policy: float, traces: list[list[float]], mu: float) -> float:
+    """2508.11408, eq. of CHORD with the token weight phi: a mean over all tokens of the traces."""
+    tokens = [value for trace in traces for value in trace]
+    return (1 - mu) * policy + mu * trace_loss(tokens, [1.0] * len(tokens), tokens, True) / len(tokens)
+
+
 def k3(new: float, reference: float) -> float:
     return math.exp(reference - new) - (reference - new) - 1

@@ -19,6 +19,7 @@ from slmreason.objectives import (
     rank_surprisal,
     supervised_loss,
     token_weights,
+    trace_loss,
     truncated_importance,
 )
 from tests import reference
@@ -269,6 +270,20 @@ def test_supervised_losses_and_gradients_equal_plain_python(kind: str) -> None:
         up, down = ([*held[:place], value + step, *held[place + 1 :]] for step in (1e-6, -1e-6))
         values = [reference.supervised(kind, moved, old.tolist(), held, 0.15) for moved in (up, down)]
         assert new.grad[place].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("by_uncertainty", [False, True])
+def test_the_loss_of_traces_and_its_gradient_equal_plain_python(by_uncertainty: bool) -> None:
+    log_probs = torch.tensor([-0.01, -0.7, -3.0, -1e-9], dtype=torch.float64, requires_grad=True)
+    weights = [0.4, 0.1, 0.2, 0.3]
+    held = log_probs.tolist()
+    ours = trace_loss(log_probs, torch.tensor(weights, dtype=torch.float64), by_uncertainty)
+    assert ours.item() == pytest.approx(reference.trace_loss(held, weights, held, by_uncertainty), rel=1e-12)
+    [gradient] = torch.autograd.grad(ours, log_probs)
+    for place, value in enumerate(gradient.tolist()):
+        up, down = ([h + shift * (at == place) for at, h in enumerate(held)] for shift in (1e-4, -1e-4))
+        values = [reference.trace_loss(moved, weights, held, by_uncertainty) for moved in (up, down)]
+        assert value == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-6, abs=1e-12)
 
 
 def test_supervised_gradients_by_hand() -> None:

@@ -33,7 +33,9 @@ ARMS = (
     "ours", "base", "sft_all", "distill_raw", "grpo_only", "sft_then_grpo", "raw_then_grpo", "random_routing",
     "ours_without_bridge", "ours_without_cft", "cft_mixed",
 )  # fmt: skip
-"""The packaged arms; the first of those that are run is compared with the others."""
+"""The packaged arms of a comparison that names none; the first of those that are run is compared with the others."""
+RESCUE_ARMS = ("rescue_handover", "rescue_gate", "rescue_chord")
+"""Packaged arms that are run where they are named: the method with an option of `grpo.rescue`."""
 POLL_SECONDS = 0.2
 
 
@@ -83,7 +85,7 @@ def find_arm(arm: str) -> Path:
     for path in (RECIPES / "arms" / f"{arm}.yaml", Path(arm)):
         if path.is_file():
             return path
-    raise ConfigError(f"--arms: no arm {arm!r}; there are {', '.join(ARMS)}, or the path of a YAML file")
+    raise ConfigError(f"--arms: no arm {arm!r}; there are {', '.join(ARMS + RESCUE_ARMS)}, or the path of a YAML file")
 
 
 def slots(config: Namespace) -> list[dict[str, str]]:

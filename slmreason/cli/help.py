@@ -40,6 +40,7 @@ COMMON: dict[str, Keys] = {
         ("grpo.group_size", "whole number", "rollouts of a problem"),
         ("grpo.max_completion_tokens", "whole number", "a rollout is cut here"),
         ("grpo.loss", "choice", "grpo, dr_grpo, dapo, gspo, cispo, sapo, gmpo"),
+        ("grpo.rescue.kind", "choice or null", "for what no rollout solved: handover, sft_gate, chord"),
     ),
     "classes": (
         ("rollout", "class", "HFEngine or VLLMEngine; --rollout.help CLASS lists its options"),

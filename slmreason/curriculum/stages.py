@@ -199,6 +199,7 @@ class GRPOStage(Stage):
             accumulate: trainer.accumulate_grad_batches, which makes a step so many times larger.
         """
         super().__init__(module, tools)
+        self.grpo = module
         self.prompts_per_step = module.settings.prompts_per_step * accumulate
         self.drawn = module.settings.draws_at_each_step
 
@@ -207,6 +208,8 @@ class GRPOStage(Stage):
         return self.restore(place, run)
 
     def restore(self, place: Place, run: RunState) -> StageSet:
+        if self.grpo.settings.rescue.kind is not None:
+            self.grpo.traces.chosen = self.traces.chosen(self.files, place)
         return ConsolidationStage(place, self.prompts_per_step, self.data.review_share, self.data, self.drawn)
 
     def as_rows(self, drawn: Sequence[Any]) -> list[Any]:

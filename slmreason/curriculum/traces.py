@@ -12,6 +12,7 @@ from slmreason.rollout.engine import Sampling, stable_seed
 from slmreason.run.files import read_records
 from slmreason.run.folder import RunFolder
 from slmreason.run.progress import Watch
+from slmreason.runtime.distributed import map_over_processes
 from slmreason.supervision.bridge import Bridge, Material
 from slmreason.supervision.checks import BY_HEART
 from slmreason.supervision.critique import Critic
@@ -52,6 +53,24 @@ class TraceMaker:
         results = [result for path in paths if path.exists() for result in read_records(path, BridgeResult)]
         candidates = [candidate for result in results for candidate in result.candidates]
         self._written = [candidate.trace for candidate in candidates if _is_worth_keeping(candidate)]
+
+    def chosen(self, files: RunFolder, place: Place) -> dict[str, str]:
+        """By problem id the newest trace that SFT had, up to this place; where it had none the given one, if it passes.
+
+        Every process must ask for it: given traces are verified, shared out.
+        """
+        paths = [files.stage(Place(number, "sft")).bridge for number in range(1, place.round + 1)]
+        results = [result for path in paths if path.exists() for result in read_records(path, BridgeResult)]
+        results = self._reverified(self.data.problems) + results
+        return {result.problem.id: result.chosen.text for result in results if result.chosen is not None}
+
+    def _reverified(self, problems: Sequence[Problem]) -> list[BridgeResult]:
+        given = [problem for problem in problems if problem.id in self.given_traces]
+
+        def verified(share: list[Problem]) -> list[BridgeResult]:
+            return [self.bridge.reverified(problem, self.given_traces[problem.id]) for problem in share]
+
+        return map_over_processes(verified, given)
 
     def traces(
         self, place: Place, problems: Sequence[Problem], bridged: bool, critiques: Sequence[Critique] = ()

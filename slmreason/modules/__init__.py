@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from slmreason.modules.base import StudentModule
     from slmreason.modules.cft import CFTModule
     from slmreason.modules.grpo import GRPOModule
+    from slmreason.modules.rescue import RescueSettings
     from slmreason.modules.settings import CFTSettings, FitSettings, GRPOSettings, SFTSettings, ValidationSettings
     from slmreason.modules.sft import SFTModule
     from slmreason.modules.validation import Validation
@@ -20,6 +21,7 @@ __all__ = [
     "FitSettings",
     "GRPOModule",
     "GRPOSettings",
+    "RescueSettings",
     "SFTModule",
     "SFTSettings",
     "StudentModule",
@@ -35,6 +37,7 @@ __getattr__ = lazily(
         "FitSettings": "settings",
         "GRPOModule": "grpo",
         "GRPOSettings": "settings",
+        "RescueSettings": "rescue.settings",
         "SFTModule": "sft",
         "SFTSettings": "settings",
         "StudentModule": "base",

@@ -215,7 +215,7 @@ def learning_rate_factor(module: StudentModule) -> Callable[[int], float]:
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / (settings.warmup_steps + 1))
-        done = _share_done(module)
+        done = share_done(module)
         if settings.decay == "linear":
             return warm * (1 - done)
         if settings.decay == "cosine":
@@ -225,7 +225,12 @@ def learning_rate_factor(module: StudentModule) -> Callable[[int], float]:
     return factor
 
 
-def _share_done(module: StudentModule) -> float:
+def share_done(module: StudentModule, with_present: bool = True) -> float:
+    """How much of the fit is done, within 0 and 1; 0 outside a fit.
+
+    Args:
+        with_present: the batch that is being worked on counts as done.
+    """
     trainer = attached_trainer(module)
     if trainer is None or not trainer.training or not trainer.max_epochs or trainer.max_epochs < 0:
         return 0.0
@@ -233,6 +238,6 @@ def _share_done(module: StudentModule) -> float:
     if batches in (0, math.inf):  # not known before the first epoch
         return 0.0
     # In optimizer steps, so that accumulating in one process and sharing among several give the same rates.
-    steps, ready = math.ceil(batches / accumulate), trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    inside = math.ceil(ready / accumulate) / steps
+    steps, progress = math.ceil(batches / accumulate), trainer.fit_loop.epoch_loop.batch_progress.current
+    inside = math.ceil((progress.ready if with_present else progress.completed) / accumulate) / steps
     return max(module.share_spent(), min(1.0, (trainer.current_epoch + inside) / trainer.max_epochs))

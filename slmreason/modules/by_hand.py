@@ -19,8 +19,7 @@ from slmreason.records import Example, Fault, Place, Problem
 from slmreason.rollout.engine import PromptLimit, prompt_limit
 from slmreason.student import Student
 from slmreason.student.packing import PromptBatch
-from slmreason.supervision.checks import NOT_USABLE, trace_fault
-from slmreason.teacher.dataset import dataset_solution
+from slmreason.supervision.checks import usable_solution
 from slmreason.verify.rewards import AnswerReward, RewardFn
 
 log = logging.getLogger(__name__)
@@ -97,31 +96,31 @@ class DatasetTraces:
     reward: RewardFn = field(default_factory=AnswerReward)
     max_tokens: int = 512
     """A longer trace is rejected."""
-    faults: dict[str, Fault | None] = field(default_factory=dict)
-    """By problem id: why its trace was rejected, None where it was not."""
+    checked: dict[str, str | Fault] = field(default_factory=dict)
+    """By problem id: its trace, or why that was rejected."""
+
+    @property
+    def faults(self) -> dict[str, Fault | None]:
+        """By problem id: why its trace was rejected, None where it was not."""
+        return {name: found if isinstance(found, Fault) else None for name, found in self.checked.items()}
 
     def build(self, strata: Strata, epoch: int) -> list[Example]:
-        known = len(self.faults)
+        known = len(self.checked)
         found = [example for problem in not_mastered(strata) if (example := self.example(problem)) is not None]
         rejected = Counter(fault.kind for fault in self.faults.values() if fault is not None)
-        if rejected and len(self.faults) > known:
+        if rejected and len(self.checked) > known:
             said = ", ".join(f"{fault} ({count})" for fault, count in rejected.most_common())
-            log.info("traces: %d of %d problems have none to train on: %s", rejected.total(), len(self.faults), said)
+            log.info("traces: %d of %d problems have none to train on: %s", rejected.total(), len(self.checked), said)
         return found
 
     def example(self, problem: Problem) -> Example | None:
         """The problem with its trace; None where that was rejected."""
-        try:
-            text = dataset_solution(problem) or ""
-        except ValueError as error:
-            self.faults[problem.id] = Fault(NOT_USABLE, str(error))
+        if problem.id not in self.checked:
+            self.checked[problem.id] = usable_solution(problem, self.student, self.max_tokens, self.reward)
+        text = self.checked[problem.id]
+        if isinstance(text, Fault):
             return None
         target = self.student.encode_target(text)
-        if problem.id not in self.faults:
-            checked = trace_fault(problem, text, len(target), self.max_tokens, self.reward)
-            self.faults[problem.id] = checked if text else Fault("the dataset has no solution of it")
-        if self.faults[problem.id] is not None:
-            return None
         return Example(self.student.encode_problem(problem), target, problem.id, "teacher")
 
     def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> PackedDataset:

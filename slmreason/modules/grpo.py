@@ -3,7 +3,8 @@
 How this differs from textbook GRPO: (1) groups without reward variance get no forward or backward pass, and the loss is
 normalised over the others; (2) on policy, old log-probs are the new ones detached, so there is no second forward;
 (3) the reference policy exists only when KL > 0, and with LoRA it is the base with its adapters off; (4) every group,
-trained on or not, leaves the step for the callbacks that record and harvest.
+trained on or not, leaves the step for the callbacks that record and harvest; (5) what no rollout solved may be rescued
+(`slmreason.modules.rescue`), which adds groups or traces to the step.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from slmreason.modules.base import sum_over_processes
 from slmreason.modules.by_hand import ProblemsToSolve, load
 from slmreason.modules.policy_batch import PolicyBatch, sampler_correction
 from slmreason.modules.record import RecordRollouts, records_into
-from slmreason.modules.sampling import SamplingModule
+from slmreason.modules.rescue.base import Added
+from slmreason.modules.rescue.batches import TraceBatch, trace_batches
+from slmreason.modules.rescue.module import RescuingModule
 from slmreason.modules.settings import GRPOSettings
 from slmreason.modules.validation import Validation
-from slmreason.objectives import entropy_surrogate, kl_penalty, policy_loss
+from slmreason.objectives import entropy_surrogate, kl_penalty, policy_loss, trace_loss
 from slmreason.records import Place, Rollout, RolloutGroup
 from slmreason.rollout.engine import RolloutEngine, prompt_limit
 from slmreason.runtime.lightning_internals import logged_metrics
@@ -38,9 +41,11 @@ from slmreason.student.packing import PromptBatch
 from slmreason.verify.rewards import RewardFn, Step
 
 log = logging.getLogger(__name__)
+TRACE_NLL = "rescue/nll"
+"""The metric that is a mean over the tokens of traces; the others are over those of completions."""
 
 
-class GRPOModule(SamplingModule):
+class GRPOModule(RescuingModule):
     """Makes reliable what the student can do sometimes."""
 
     stage = GRPOSettings.stage
@@ -111,7 +116,7 @@ class GRPOModule(SamplingModule):
         groups = self.sample_groups(batch, batch_idx)
         forget_update(self.trainer)
         self._log_rollouts(groups)
-        batches = self.policy_batches(groups)
+        batches = self.step_batches(groups, self.rescued(groups, batch_idx))
         loss, stepped = 0.0, False
         for _ in range(self.settings.updates_per_batch if batches else 0):
             loss = self._update(batches)
@@ -127,26 +132,36 @@ class GRPOModule(SamplingModule):
 
     # -- the update -------------------------------------------------------------------------------------------------
 
+    def step_batches(self, groups: Sequence[RolloutGroup], added: Added) -> list[PolicyBatch | TraceBatch]:
+        """This process's micro-batches of an optimizer step with what a rescue adds to it."""
+        policy = self.policy_batches([*groups, *added.groups])
+        if added.policy_scale is not None:
+            for batch in policy:
+                batch.scale = torch.tensor(added.policy_scale, dtype=torch.float32, device=self.student.device)
+        return [*policy, *trace_batches(added.traces, self.student, self.token_budget)]
+
     def policy_batches(self, groups: Sequence[RolloutGroup]) -> list[PolicyBatch]:
         """This process's micro-batches of an optimizer step: see `slmreason.modules.policy_batch`."""
         return policy_batch.policy_batches(groups, self.student, self.settings, self.token_budget)
 
-    def _update(self, batches: list[PolicyBatch]) -> float:
+    def _update(self, batches: Sequence[PolicyBatch | TraceBatch]) -> float:
         """One optimizer step on all micro-batches of a step; its loss over all processes."""
         optimizer = self.optimizers()
         optimizer.zero_grad()  # type: ignore[union-attr]
         sums: dict[str, float] = {}
         for number, batch in enumerate(batches, start=1):
-            loss, metrics = self.policy_step(batch)
+            loss, metrics = self.batch_step(batch)
             with gradient_reduction(self.trainer, is_last=number == len(batches)):
                 # Data parallelism averages over ranks; the weights already are of the global batch.
                 self.manual_backward(loss * self.trainer.world_size)
             for name, value in {"loss": float(loss.detach()), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + value
-        total, tokens, computed, *others = sum_over_processes(
+        traces = [batch for batch in batches if isinstance(batch, TraceBatch)]
+        total, targets, of_traces, computed, *others = sum_over_processes(
             self,
             sums.pop("loss"),
             sum(batch.packed.num_target_tokens for batch in batches),
+            sum(batch.packed.num_target_tokens for batch in traces),
             sum(batch.packed.num_tokens for batch in batches),
             *sums.values(),
         )
@@ -154,8 +169,9 @@ class GRPOModule(SamplingModule):
         self.watch(batches, total)
         optimizer.step()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
-        means = {f"grpo/{name}": value / tokens for name, value in zip(sums, others, strict=True)}
-        self.log_dict({"grpo/loss": total, **means, **self.step_metrics()}, batch_size=int(tokens))
+        tokens = {name: of_traces if name == TRACE_NLL else targets - of_traces for name in sums}
+        means = {f"grpo/{name}": value / tokens[name] for name, value in zip(sums, others, strict=True)}
+        self.log_dict({"grpo/loss": total, **means, **self.step_metrics()}, batch_size=int(targets))
         return total
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -163,8 +179,21 @@ class GRPOModule(SamplingModule):
         if self.gradient_clip_val is not None and not self.step_skipped:
             self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
 
-    def loss_of(self, batch: PolicyBatch) -> Tensor:
-        return self.policy_step(batch)[0]
+    def loss_of(self, batch: PolicyBatch | TraceBatch) -> Tensor:
+        return self.batch_step(batch)[0]
+
+    def batch_step(self, batch: PolicyBatch | TraceBatch) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one micro-batch in that of the step, and token sums of what is worth logging."""
+        if isinstance(batch, TraceBatch):
+            return self.trace_step(batch)
+        loss, metrics = self.policy_step(batch)
+        return loss if batch.scale is None else loss * batch.scale, metrics
+
+    def trace_step(self, batch: TraceBatch) -> tuple[Tensor, dict[str, float]]:
+        """The same of traces: SFT's loss, at temperature 1."""
+        log_probs = self.student(batch.packed).log_probs
+        loss = trace_loss(log_probs, batch.weights, by_uncertainty=self.settings.rescue.kind == "chord")
+        return loss, {TRACE_NLL: float(-log_probs.detach().sum())}
 
     def policy_step(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, float]]:
         """Loss of one micro-batch, and token sums of what is worth logging."""

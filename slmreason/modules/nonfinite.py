@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from slmreason.modules.policy_batch import PolicyBatch
+from slmreason.modules.rescue.batches import TraceBatch
 from slmreason.run.tree import load_tree, save_tree
 from slmreason.runtime.distributed import barrier, gather, is_first
 from slmreason.student import Student
@@ -24,7 +25,7 @@ from slmreason.student.packing import PackedBatch
 if TYPE_CHECKING:
     from slmreason.modules.base import StudentModule
 
-Batch = PackedBatch | PolicyBatch
+Batch = PackedBatch | PolicyBatch | TraceBatch
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
@@ -115,4 +116,6 @@ def _batch(parts: dict[str, Tensor], device: torch.device | str) -> Batch:
     for name in ("global_target_tokens", "window", "num_tokens"):
         values[name] = int(values[name])
     packed = PackedBatch(**{field.name: values.pop(field.name, None) for field in fields(PackedBatch)})
-    return PolicyBatch(packed, **values) if values else packed
+    if "advantages" in values:
+        return PolicyBatch(packed, **values)
+    return TraceBatch(packed, **values) if values else packed

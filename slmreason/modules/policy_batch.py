@@ -25,7 +25,7 @@ from slmreason.objectives import (
 from slmreason.records import RolloutGroup
 from slmreason.runtime.distributed import rank, world_size
 from slmreason.student import Student
-from slmreason.student.bundles import Bundle, alone, bundle
+from slmreason.student.bundles import Bundle, S, alone, bundle
 from slmreason.student.packing import PackedBatch, collate_bundles, plan_batches, without_targets
 
 
@@ -70,6 +70,8 @@ class PolicyBatch:
     """[N], float32; None until the first forward pass on this batch."""
     reference_log_probs: Tensor | None = None
     """[N], float32; None until asked for, and without a KL penalty."""
+    scale: Tensor | None = None
+    """What its loss, with penalty and bonus, is multiplied by. [], float32; None for 1."""
 
 
 def policy_batches(
@@ -122,7 +124,7 @@ def rewards_of_advantages(group: RolloutGroup, settings: GRPOSettings) -> Tensor
     return rewards + overlong_penalty(lengths, settings.max_completion_tokens, settings.overlong_cache)
 
 
-def layout(bundles: Sequence[Bundle[Sample]], token_budget: int, processes: int) -> list[list[list[Bundle[Sample]]]]:
+def layout(bundles: Sequence[Bundle[S]], token_budget: int, processes: int) -> list[list[list[Bundle[S]]]]:
     """Which bundles go in which micro-batch of which process.
 
     The processes take the bundles in turn. Each owes as many forward and backward passes as the busiest has, so the
@@ -142,7 +144,7 @@ def layout(bundles: Sequence[Bundle[Sample]], token_budget: int, processes: int)
     return laid_out
 
 
-def _within_budget(bundles: Sequence[Bundle[Sample]], token_budget: int) -> list[list[Bundle[Sample]]]:
+def _within_budget(bundles: Sequence[Bundle[S]], token_budget: int) -> list[list[Bundle[S]]]:
     """Micro-batches of bundles, in order."""
     lengths = [members.num_tokens for members in bundles]
     return [[bundles[index] for index in batch] for batch in plan_batches(lengths, token_budget)]

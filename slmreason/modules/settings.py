@@ -6,10 +6,11 @@ The fields are the keys of a config, and the text beneath each is its help.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from slmreason.data.order import Order, OrderName
+from slmreason.modules.rescue.settings import RescueSettings, refuse_idle
 from slmreason.objectives import AdvantageScale, MismatchMask, PolicyLoss, SupervisedLoss
 from slmreason.rollout.engine import Sampling, stable_seed
 from slmreason.student.optimizers import ByClass
@@ -102,10 +103,7 @@ class FitSettings:
         Raises:
             ValueError: one has another value than its default; the message names it.
         """
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in idle and value != field.default:
-                raise ValueError(f"{self.stage}.{field.name}: {value} does nothing {idle[field.name]}")
+        refuse_idle(self, self.stage, idle)
 
 
 @dataclass(frozen=True)
@@ -229,6 +227,8 @@ class GRPOSettings(FitSettings):
     max_sampled_groups: int | None = None
     """Groups without a difference in reward are replaced within the step by the next draws, until prompts_per_step
     groups have one or this many were sampled (both times trainer.accumulate_grad_batches). Null replaces none."""
+    rescue: RescueSettings = RescueSettings()
+    """What a step does for problems that no rollout solved."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -246,6 +246,10 @@ class GRPOSettings(FitSettings):
         self._check_loss()
         self._check_rewards()
         self._check_draws()
+        if self.rescue.kind == "handover" and self.rescue.samples > self.group_size:
+            raise ValueError(
+                f"grpo.rescue.samples must be at most grpo.group_size ({self.group_size}), got {self.rescue.samples}"
+            )
 
     def _check_loss(self) -> None:
         above_zero = ("cispo_cap", "sapo_temperature_pos", "sapo_temperature_neg", "mask_mismatch_above")

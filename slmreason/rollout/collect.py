@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from slmreason.records import Problem, Rollout, RolloutGroup
 from slmreason.rollout.engine import Completion, RolloutEngine, Sampling
@@ -11,6 +12,16 @@ from slmreason.runtime.distributed import map_over_processes, world_size
 from slmreason.student import Student
 from slmreason.verify.rewards import Answer, RewardFn, Verdict
 from slmreason.verify.verdicts import graded_completions
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What completions of a problem follow."""
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...] = ()
+    """The last tokens of the prompt that are part of the answer, as it is graded: steps that were handed over."""
 
 
 def collect(
@@ -38,29 +49,46 @@ def collect(
     def sample(share: list[Problem]) -> list[RolloutGroup]:
         prompts = [student.encode_problem(problem) for problem in share]
         completions = engine.generate(student, prompts, group_size, sampling, advance)
-        texts = [[student.decode_completion(completion.token_ids) for completion in group] for group in completions]
-        pairs = [(problem, text) for problem, row in zip(share, texts, strict=True) for text in row]
-        truncated = [completion.truncated for group in completions for completion in group]
-        # In one call, so that the verifier's processes work side by side.
-        graded = graded_completions(reward, pairs, truncated)
-        sampled = [completion.token_ids for group in completions for completion in group]
-        answers = [Answer(problem, text, ids) for (problem, text), ids in zip(pairs, sampled, strict=True)]
-        verdicts = iter(reward.with_terms(answers, graded, group_size))
-        return [
-            RolloutGroup(
-                problem,
-                tuple(
-                    _rollout(student, prompt, completion, text, next(verdicts))
-                    for completion, text in zip(group, row, strict=True)
-                ),
-            )
-            for problem, prompt, group, row in zip(share, prompts, completions, texts, strict=True)
-        ]
+        begun = [Begun(problem, prompt) for problem, prompt in zip(share, prompts, strict=True)]
+        return graded_groups(student, reward, list(zip(begun, completions, strict=True)), group_size)
 
     groups = map_over_processes(sample, problems)
     if watch is not None:
         watch.grade(groups)
     return groups
+
+
+def graded_groups(
+    student: Student,
+    reward: RewardFn,
+    sampled: Sequence[tuple[Begun, Sequence[Completion]]],
+    group_size: int,
+) -> list[RolloutGroup]:
+    """Groups of completions, graded in one call, so that the verifier's processes work side by side.
+
+    Args:
+        sampled: of each prompt its `group_size` completions; there may be none.
+    """
+    texts = [
+        [student.decode_completion((*begun.answer_ids, *completion.token_ids)) for completion in group]
+        for begun, group in sampled
+    ]
+    pairs = [(begun.problem, text) for (begun, _), row in zip(sampled, texts, strict=True) for text in row]
+    truncated = [completion.truncated for _, group in sampled for completion in group]
+    graded = graded_completions(reward, pairs, truncated)
+    ids = [(*begun.answer_ids, *completion.token_ids) for begun, group in sampled for completion in group]
+    answers = [Answer(problem, text, each) for (problem, text), each in zip(pairs, ids, strict=True)]
+    verdicts = iter(reward.with_terms(answers, graded, group_size))
+    return [
+        RolloutGroup(
+            begun.problem,
+            tuple(
+                _rollout(student, begun.prompt_ids, completion, text, next(verdicts))
+                for completion, text in zip(group, row, strict=True)
+            ),
+        )
+        for (begun, group), row in zip(sampled, texts, strict=True)
+    ]
 
 
 def _rollout(student: Student, prompt: tuple[int, ...], completion: Completion, text: str, verdict: Verdict) -> Rollout:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 from slmreason.records import Diagnosis, Fault, Problem
+from slmreason.student import Student
+from slmreason.teacher.dataset import dataset_solution
 from slmreason.verify.equations import false_equations
 from slmreason.verify.rewards import RewardFn
 from slmreason.verify.verdicts import verdict_on
@@ -12,6 +14,7 @@ from slmreason.verify.verdicts import verdict_on
 TOO_LONG = "too long"
 WRONG_ANSWER = "final answer does not verify"
 FALSE_EQUATION = "false equation"
+NO_SOLUTION = "the dataset has no solution of it"
 NOT_USABLE = "the dataset's solution cannot be used"
 BY_HEART = "known by heart"
 COPIED = "copies the solution it was shown"
@@ -49,6 +52,21 @@ def trace_fault(problem: Problem, text: str, num_tokens: int, max_tokens: int, r
         return Fault(WRONG_ANSWER)
     wrong = false_equations(text)
     return Fault(FALSE_EQUATION, wrong[0]) if wrong else None
+
+
+def usable_solution(problem: Problem, student: Student, max_tokens: int, reward: RewardFn) -> str | Fault:
+    """The worked solution that came with a problem, or why a student may not be trained on it.
+
+    Args:
+        max_tokens: a longer one, as a target of the student, is rejected.
+    """
+    try:
+        text = dataset_solution(problem)
+    except ValueError as error:
+        return Fault(NOT_USABLE, str(error))
+    if not text:
+        return Fault(NO_SOLUTION)
+    return trace_fault(problem, text, len(student.encode_target(text)), max_tokens, reward) or text
 
 
 def shown_fault(text: str, solution: str) -> Fault | None:

@@ -138,6 +138,7 @@ def hand_over(
     """
     if not handovers:
         return []
+    engine.sync(student)
     progress = None if watch is None else watch.advance
 
     def draw(prompts: list[tuple[int, ...]]) -> list[list[Completion]]:
@@ -186,8 +187,10 @@ def sampled(
     samples: int,
     progress: Progress | None = None,
 ) -> list[list[Completion]]:
-    """`samples` completions of each prompt in one batched generate, shared out over the processes and counted."""
-    engine.sync(student)
+    """`samples` completions of each prompt in one batched generate, shared out over the processes and counted.
+
+    The engine must have the student's present weights.
+    """
 
     def sample(share: list[tuple[int, ...]]) -> list[list[Completion]]:
         return engine.generate(student, share, samples, sampling, progress)

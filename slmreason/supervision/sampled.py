@@ -56,15 +56,18 @@ class Draws:
         sampling: Sampling,
         tokens: int | None = None,
         watch: Watch | None = None,
+        sync: bool = True,
     ) -> None:
         """
         Args:
             tokens: the budget; None for no limit.
             watch: counts the tokens as they are sampled.
+            sync: false where the engine has the student's present weights already.
         """
         self.student, self.engine, self.sampling = student, engine, sampling
         self.tokens, self.watch = tokens, watch
         self.limit = prompt_limit(student, engine, sampling.max_new_tokens, f"{sampling.max_new_tokens} new tokens")
+        self._engine_is_behind = sync
         self.spent = 0
         self.has_ended = False
         """Whether a prompt was left out for want of tokens."""
@@ -85,6 +88,7 @@ class Draws:
         """
         drawn: list[list[Completion]] = []
         while len(drawn) < len(prompts) and self.may_go_on():
+            self._sync()
             batch = prompts[len(drawn) : len(drawn) + self._affordable(len(prompts), samples, kind)]
             groups = sampled(batch, self.student, self.engine, self.sampling, samples, self._progress)
             tokens = sum(len(completion.token_ids) for group in groups for completion in group)
@@ -93,6 +97,12 @@ class Draws:
             self._completions[kind] += samples * len(batch)
             drawn += groups
         return drawn + [[] for _ in prompts[len(drawn) :]]
+
+    def _sync(self) -> None:
+        """Once: the student does not change between the draws."""
+        if self._engine_is_behind:
+            self.engine.sync(self.student)
+            self._engine_is_behind = False
 
     def _affordable(self, prompts: int, samples: int, kind: Provenance) -> int:
         """Prompts that what is left is enough for, at the mean length so far; at first, at full length."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 from collections import Counter
@@ -90,6 +91,28 @@ def test_two_processes_draw_and_refill_as_one_does(runs: Any) -> None:
     assert two.epoch_losses("grpo") == pytest.approx(one.epoch_losses("grpo"), rel=1e-3, abs=1e-5)
     for name, tensor in two.weights.items():
         torch.testing.assert_close(tensor, one.weights[name], rtol=0, atol=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["handover", "sft_gate", "chord"])
+def test_two_processes_rescue_as_one_does(runs: Any, kind: str) -> None:
+    """Some steps have fewer hand-overs or traces than processes, and each process has another number of them."""
+    flags = ["--curriculum.stages=[sft, grpo]", "--sft.epochs=1", "--sft.learning_rate=1e-5", "--data.routing=all",
+             "--benchmarks=[]", f"--grpo.rescue.kind={kind}"]  # fmt: skip
+    one = runs(f"one-{kind}", *ONE, *flags)
+    two = runs(f"ddp-{kind}", *TWO, *flags, "--trainer.strategy=ddp")
+    assert max(rescued_shares(one)) > 0
+    assert rescued_shares(two) == pytest.approx(rescued_shares(one))
+    assert one.rows("ledger.jsonl") == two.rows("ledger.jsonl")
+    assert two.epoch_losses("grpo") == pytest.approx(one.epoch_losses("grpo"), rel=1e-3, abs=1e-5)
+    for name, tensor in two.weights.items():
+        torch.testing.assert_close(tensor, one.weights[name], rtol=0, atol=5e-5)
+
+
+def rescued_shares(run: Run) -> list[float]:
+    """Of each step in which somebody failed."""
+    with open(run.folder / "round-01" / "grpo" / "metrics.csv") as file:
+        return [float(row["grpo/rescue/rescued"]) for row in csv.DictReader(file) if row.get("grpo/rescue/rescued")]
 
 
 @pytest.mark.slow

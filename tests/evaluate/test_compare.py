@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from slmreason.cli import main
-from slmreason.cli.arms import ARMS, find_arm, slots
+from slmreason.cli.arms import ARMS, RESCUE_ARMS, find_arm, slots
 from slmreason.cli.config import build_parser, parse
 from slmreason.cli.recipes import RECIPES
 from slmreason.data.strata import Strata, acquisition_set, consolidation_set, routed
@@ -131,11 +131,15 @@ def test_routing_everybody_leaves_nobody_out() -> None:
 
 
 def test_each_packaged_arm_is_listed_and_is_a_valid_overlay() -> None:
-    assert {path.stem for path in (RECIPES / "arms").glob("*.yaml")} == set(ARMS)
+    assert {path.stem for path in (RECIPES / "arms").glob("*.yaml")} == {*ARMS, *RESCUE_ARMS}
     parser = build_parser("fit", "")
-    made = {arm: parse(parser, ["--config=quickstart", f"--config={find_arm(arm)}"]) for arm in ARMS}
+    packaged = ARMS + RESCUE_ARMS
+    made = {arm: parse(parser, ["--config=quickstart", f"--config={find_arm(arm)}"]) for arm in packaged}
+    kinds = {arm: made[arm].grpo.rescue.kind for arm in packaged}
+    assert [kinds[arm] for arm in RESCUE_ARMS] == ["handover", "sft_gate", "chord"]
+    assert {kinds[arm] for arm in ARMS} == {None}
     assert made["base"].curriculum.stages == []
-    assert {arm for arm in ARMS if made[arm].data.routing != "difficulty"} == {
+    assert {arm for arm in packaged if made[arm].data.routing != "difficulty"} == {
         "sft_all", "distill_raw", "grpo_only", "sft_then_grpo", "raw_then_grpo", "random_routing",
     }  # fmt: skip
 

@@ -25,7 +25,7 @@ SUPERVISED = ["loss", "psft_steps", "psft_clip"]
 @pytest.mark.parametrize("settings", ALL)
 def test_the_keys_of_a_config_are_the_fields_with_their_defaults(settings: type[Any]) -> None:
     config = parse(build_parser("fit", ""), ["--seed_everything=0"])
-    assert vars(config[settings.stage]) == asdict(settings())
+    assert config[settings.stage].as_dict() == asdict(settings())
 
 
 @pytest.mark.parametrize("settings", [SFTSettings, CFTSettings])

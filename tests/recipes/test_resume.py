@@ -151,6 +151,30 @@ def test_a_run_that_predicts_rho_goes_on_and_shows_what_that_came_to(
     assert differing(digest(cut), digest(whole)) == []
 
 
+@pytest.mark.parametrize("kind", ["handover", "chord"])
+def test_a_fit_that_rescues_goes_on_in_the_middle_of_an_epoch(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ["fit", *SMALL, OFTEN, "--curriculum.stages=[sft, grpo]", "--sft.epochs=1", "--benchmarks=[]",
+            "--sft.learning_rate=1e-5", "--data.routing=all", "--trainer.callbacks+=tests.plugins.Dies",
+            "--grpo.prompts_per_step=8", f"--grpo.rescue.kind={kind}"]  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = command(*args, f"--run_dir={whole}")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "grpo.rescue: 0 of" not in " ".join(done.stdout.split())
+    assert "have a trace that they may be rescued with" in " ".join(done.stdout.split())
+    monkeypatch.setenv("DIES_IN", "grpo")
+    monkeypatch.setenv("DIES_AT", "1")
+    assert command(*args, f"--run_dir={cut}", "--resume=auto").returncode != 0
+    found = newest_checkpoint(cut)
+    assert found is not None
+    assert found[1].within is not None
+    monkeypatch.delenv("DIES_IN")
+    done = command(*args, f"--run_dir={cut}", "--resume=auto")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert differing(digest(cut), digest(whole)) == []
+
+
 def test_control_c_in_a_fit_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = ["fit", *SMALL, *ONE, OFTEN, "--trainer.callbacks+=tests.plugins.Dies", f"--run_dir={tmp_path / 'run'}",
             "--curriculum.stages=[sft]"]  # fmt: skip
