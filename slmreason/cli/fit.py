@@ -89,6 +89,8 @@ class Fit:
         made = instantiate(request.parser, config)
         modules = modules_of(made, config)
         benchmarks = load_data(made, config)
+        if made.curriculum.budgets and not benchmarks:
+            raise ConfigError("curriculum.budgets: benchmarks is empty, so there is nothing to measure at them")
         validate_on_holdout(modules.values(), made, config)
         fresh = partial(fresh_trainer_config, config)
         traces, critiques = given_files(made.data, made.bridge.traces, made.critique.records)

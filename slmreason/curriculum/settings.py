@@ -117,6 +117,9 @@ class CurriculumSettings:
     max_tokens: int | None = None
     """The run ends with the optimizer step at which its tokens, sampled, trained on and written by the teacher, reach
     this, whatever rounds and epochs are left. Benchmarks are not counted."""
+    budgets: list[int] | None = None
+    """Tokens, ascending, such as [100000, 200000, 400000]: the benchmarks are run too at the first optimizer step at
+    which the run's tokens reach each of them, for a curve of accuracy against tokens. The last may be `max_tokens`."""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     """How rho is measured."""
     mix_critiques: bool = False
@@ -143,7 +146,17 @@ class CurriculumSettings:
     def __post_init__(self) -> None:
         if self.rounds < 1 or (self.max_tokens is not None and self.max_tokens < 1):
             raise ValueError("curriculum: rounds and max_tokens must be at least 1")
+        if self.budgets is not None:
+            self._check_budgets(self.budgets)
         if self.probe.share is not None and self.max_tokens is None:
             raise ValueError(
                 "curriculum.probe.share: a round's tokens are known only where curriculum.max_tokens is set"
+            )
+
+    def _check_budgets(self, budgets: list[int]) -> None:
+        if not budgets or budgets[0] < 1 or budgets != sorted(set(budgets)):
+            raise ValueError(f"curriculum.budgets: {budgets} must be numbers of tokens from 1 on, each above the last")
+        if self.max_tokens is not None and budgets[-1] > self.max_tokens:
+            raise ValueError(
+                f"curriculum.budgets: the run ends at curriculum.max_tokens ({self.max_tokens}), before {budgets[-1]}"
             )
