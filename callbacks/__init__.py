@@ -3,6 +3,7 @@
 from slmreason.callbacks.budget import TokenBudget
 from slmreason.callbacks.checkpoints import KeepCheckpoints, OutOfTime, SeedSteps
 from slmreason.callbacks.curve import MeasureAtBudgets
+from slmreason.callbacks.divergence import LogDivergence
 from slmreason.callbacks.dump import DumpRollouts
 from slmreason.callbacks.harvest import HarvestAllZeroGroups
 from slmreason.callbacks.health import TrainingHealth
@@ -16,6 +17,7 @@ __all__ = [
     "DumpRollouts",
     "HarvestAllZeroGroups",
     "KeepCheckpoints",
+    "LogDivergence",
     "LogPrediction",
     "MeasureAtBudgets",
     "OutOfTime",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ import lightning as L
 from rich.console import Console
 
 from slmreason.callbacks import LogPrediction, OutOfTime
+from slmreason.curriculum.choice import Choice
 from slmreason.curriculum.clock import RunClock
 from slmreason.curriculum.curve import CurvePoints
 from slmreason.curriculum.fits import Fits
 from slmreason.curriculum.forecast import completions_ahead
+from slmreason.curriculum.heldout import HeldOut
 from slmreason.curriculum.opening import open_run
 from slmreason.curriculum.parts import Parts
 from slmreason.curriculum.predictor import Predictor
@@ -100,8 +102,21 @@ class Curriculum:
             seed=seed,
             lines=None if self.console.is_terminal else self.work.pace,
         )
+        self.choice = Choice(self._held_out(flags), settings, parts.student)
         accumulate = flags.get("accumulate_grad_batches") or 1
         self.stages = make_stages(parts, settings, self.prober, self.teacher, self.files, self.journal, accumulate)
+
+    def _held_out(self, flags: Mapping[str, Any]) -> HeldOut | None:
+        """What the run is validated on; None where it is not.
+
+        Args:
+            flags: of the Trainer.
+        """
+        data, validation = self.data, self.parts.sft.validation
+        is_off = flags.get("limit_val_batches") == 0 and self.settings.keep == "last"
+        if validation is None or not data.holdout or is_off:
+            return None
+        return HeldOut(self.work, validation, data.holdout, self.files, data.token_budget)
 
     @property
     def reports(self) -> list[StageReport]:
@@ -158,8 +173,6 @@ class Curriculum:
             return False
         is_last = place == self.settings.places[-1] or self._is_spent
         is_scored = self.results.is_due(place, outcome, is_last)
-        if not is_scored:
-            self.curve.measure(place)
         self._end_stage(place, outcome, self._seconds_since(began), rows, is_scored)
         return True
 
@@ -192,7 +205,8 @@ class Curriculum:
         resumed, self._resumed = self._resumed, None
         if resumed is None:
             stage.began(self.state)
-        callbacks = [*stage.callbacks(place, self.state), *self.curve.callbacks(place)]
+        more = (*self.curve.callbacks(place), *self.choice.callbacks())
+        callbacks = [*stage.callbacks(place, self.state), *more]
         if self.prober.predictor is not None:
             callbacks.append(LogPrediction(self.data.ledger))
         self.fits.run(place, stage.module, callbacks, state, resumed.checkpoint if resumed else None)
@@ -237,6 +251,12 @@ class Curriculum:
     def _end_stage(self, place: Place, outcome: str, seconds: float, rows: int, is_scored: bool) -> None:
         """Reports a stage: what it did is kept first, then the benchmarks are run."""
         self.state.report(place, outcome, self.student.tokens, seconds, rows)
+        if place.stage == "base":
+            self.choice.begin(self.state)
+        else:
+            self.choice.end(self.state)
+        if not is_scored:
+            self.curve.measure(place)
         self.state.evaluate = is_scored
         save_after_stage(self.files.path, self._between_stages(), self.student, self.settings.checkpoint.keep)
         self.journal.clear()

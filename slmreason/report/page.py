@@ -130,6 +130,9 @@ def contents(run: Path, examples: int) -> dict[str, Any]:
         "config": config,
         "stages": stages,
         "benchmarks": names,
+        "validated": [
+            (stage["stage"], stage["validated"], stage.get("kept", "")) for stage in stages if stage.get("validated")
+        ],
         "scores": [(stage["stage"], {s["benchmark"]: s for s in stage["scores"]}) for stage in ran],
         "pictures": {name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704 - our own, model text is not in it
         "bridged": _bridged(run)[:examples],

@@ -24,6 +24,7 @@ class RunFolder:
         self.rejects = path / "rejects.jsonl"
         self.benchmarks = path / "benchmarks.jsonl"
         self.curve = path / "curve.jsonl"
+        self.base_completions = path / "base_completions.jsonl"
         self.summary = path / "summary.json"
         self.strata = path / "strata.json"
         self.student = path / "student"
