@@ -116,6 +116,8 @@ def contents(run: Path, examples: int) -> dict[str, Any]:
         drawn["accuracy"] = pictures.accuracy([s["stage"] for s in ran], {
             name: [_interval(stage["scores"], name) for stage in ran] for name in names
         })  # fmt: skip
+    if points := list(read_lines(RunFolder(run).curve)):
+        drawn["against_tokens"] = _against_tokens(points)
     if migration := _migration(run, Bands(**config["data"]["bands"])):
         drawn["flow"] = pictures.flow(*migration)
     if lines := _curves(run):
@@ -140,6 +142,15 @@ def contents(run: Path, examples: int) -> dict[str, Any]:
         "answers": _changed_answers(run, ran, examples),
         "rejects": _rejects(run),
     }
+
+
+def _against_tokens(points: Sequence[Mapping[str, Any]]) -> str:
+    """The picture of what the lines of curve.jsonl say."""
+    tokens = [sum(point["tokens"].values()) for point in points]
+    scores: dict[str, list[tuple[float, float, float]]] = {}
+    for score in (score for point in points for score in point["scores"]):
+        scores.setdefault(score["benchmark"], []).append((score["value"], score["low"], score["high"]))
+    return pictures.against_tokens(tokens, scores)
 
 
 def _difference(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:

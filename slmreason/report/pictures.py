@@ -71,6 +71,25 @@ def accuracy(stages: Sequence[str], scores: Mapping[str, Sequence[tuple[float, f
     return as_svg(figure)
 
 
+def against_tokens(tokens: Sequence[int], scores: Mapping[str, Sequence[tuple[float, float, float]]]) -> str:
+    """Accuracy in % of each benchmark against the tokens of one run, with intervals.
+
+    Args:
+        tokens: where it was measured.
+        scores: benchmark -> (value, low, high) in shares of 1, at each of these.
+    """
+    columns = min(3, len(scores)) or 1
+    rows = -(-len(scores) // columns)
+    figure = Figure(figsize=(3.3 * columns, 2.1 * rows), layout="constrained")
+    for number, (name, values) in enumerate(scores.items(), start=1):
+        axes = _axes(figure, rows, columns, number)
+        estimates = [Estimate(*value) for value in values]
+        _with_interval(axes, [count / 1e6 for count in tokens], estimates, {"color": PALETTE[0]})
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("million tokens", fontsize=7, color=INK)
+    return as_svg(figure)
+
+
 def curves(lines: Mapping[str, Mapping[str, Points]]) -> str:
     """Small pictures side by side: title -> stage -> points."""
     columns = min(3, len(lines)) or 1

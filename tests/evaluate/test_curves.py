@@ -22,6 +22,7 @@ from slmreason.evaluate import benchmarks
 from slmreason.evaluate.bootstrap import Estimate
 from slmreason.evaluate.compare import Outcome, read_outcome, summarise
 from slmreason.evaluate.curves import Curve, ahead_from, area, compare_curves, read_curve
+from slmreason.report.page import write_report
 from slmreason.report.terminal import curves_tables, print_tables
 from slmreason.run.files import write_records
 from slmreason.run.folder import RunFolder
@@ -272,6 +273,9 @@ def test_a_run_is_measured_where_its_tokens_pass_a_budget_and_trains_as_without(
     outcome = read_outcome(measured.folder, "a", 3)
     assert outcome is not None
     assert list(read_curve(measured.folder, outcome, BUDGETS).correct) == [0, *BUDGETS]
+    page = write_report(measured.folder, tmp_path / "page.html").read_text()
+    assert "Accuracy against tokens" in page
+    assert "Accuracy against tokens" not in write_report(plain.folder).read_text()
 
 
 @pytest.mark.slow
