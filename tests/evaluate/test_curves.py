@@ -223,9 +223,13 @@ def test_the_last_budget_is_that_of_every_run(tmp_path: Path, monkeypatch: pytes
 
 # -- real runs ---------------------------------------------------------------------------------------------------------
 
-FIT = [*SMALL, "--grpo.prompts_per_step=4", "--curriculum.checkpoint.every_minutes=null", "--seed_everything=3"]
-BUDGETS = [1, 3000, 3001, 6000, 12000]
-MEASURED = ["--curriculum.max_tokens=12000", f"--curriculum.budgets={BUDGETS}"]
+FIT = [
+    *SMALL, "--grpo.prompts_per_step=4", "--curriculum.checkpoint.every_minutes=null", "--seed_everything=3",
+    "--curriculum.probe.attempts=2", "--curriculum.probe.epoch_share=0.5",
+]  # fmt: skip
+LIMIT = ["--curriculum.rounds=1000", "--curriculum.max_tokens=30000"]
+BUDGETS = [1, 8000, 8001, 20000, 30000]
+MEASURED = [*LIMIT, f"--curriculum.budgets={BUDGETS}"]
 
 
 def spent(row: dict[str, Any]) -> int:
@@ -252,7 +256,7 @@ def test_a_run_is_measured_where_its_tokens_pass_a_budget_and_trains_as_without(
     assert spent(points[0]) == 0
     assert all(spent(row) >= row["budget"] for row in points)
     assert (
-        points[2]["answers"] == points[3]["answers"] == "answers/3001-tokens.jsonl"
+        points[2]["answers"] == points[3]["answers"] == "answers/8001-tokens.jsonl"
     )  # passed by one and the same step
     assert points[0]["answers"] == "answers/base.jsonl"
     assert (
@@ -263,7 +267,7 @@ def test_a_run_is_measured_where_its_tokens_pass_a_budget_and_trains_as_without(
         assert row["scores"][0]["value"] == sum(right) / len(right)
     assert len({tuple(each["text"] for each in measured.rows(row["answers"])) for row in points}) > 2
     plain = Run(tmp_path / "plain", "")
-    done = command("fit", *FIT, "--curriculum.max_tokens=12000", f"--run_dir={plain.folder}")
+    done = command("fit", *FIT, *LIMIT, f"--run_dir={plain.folder}")
     assert done.returncode == 0, done.stdout[-3000:]
     assert not (plain.folder / "curve.jsonl").exists()
     for name, tensor in measured.weights.items():
