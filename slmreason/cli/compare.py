@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jsonargparse import Namespace
 from rich.console import Console
 
 from slmreason.cli.arms import ARMS, Run, prepare_arm, slots, work_through
 from slmreason.cli.command import Command, Job, Request
-from slmreason.cli.config import Parser, instantiate
+from slmreason.cli.config import Parser
 from slmreason.cli.errors import ConfigError
 from slmreason.curriculum.settings import CurriculumSettings
 from slmreason.evaluate.compare import Outcome, save_comparison, summarise
@@ -33,7 +34,7 @@ def options(parser: Parser) -> None:
 
 def prepare(request: Request) -> Job:
     config = request.config
-    settings = check(request)
+    settings = check(config)
     budget = settings.max_tokens or (settings.budgets or [0])[-1]
     request = replace(request, args=(*request.args, f"--curriculum.max_tokens={budget}"))
     out = Path(config.out)
@@ -57,13 +58,13 @@ def prepare(request: Request) -> Job:
 COMMAND = Command(name="compare", options=options, prepare=prepare)
 
 
-def check(request: Request) -> CurriculumSettings:
-    """The budgets of every run.
+def check(config: Namespace) -> CurriculumSettings:
+    """The budgets of every run, and nothing else of its curriculum.
 
     Raises:
         ConfigError: there would be nothing to compare, or no budget to compare it at.
+        ValueError: the budgets do not ascend to that of the run.
     """
-    config = request.config
     if min(config.seeds, config.jobs or 1) < 1 or not config.arms:
         raise ConfigError("compare: seeds and jobs must be at least 1, and there must be an arm")
     limit, budgets = config.curriculum.max_tokens, config.curriculum.budgets
@@ -73,8 +74,7 @@ def check(request: Request) -> CurriculumSettings:
                           "summary.json of `slmreason fit`")  # fmt: skip
     if not config.benchmarks:
         raise ConfigError("compare: benchmarks is empty: there is nothing to compare on")
-    settings: CurriculumSettings = instantiate(request.parser, config, ["curriculum"]).curriculum
-    return settings
+    return CurriculumSettings(max_tokens=limit, budgets=budgets)
 
 
 def show(out: Path, outcomes: Sequence[Outcome], arms: Sequence[str], budget: int, budgets: Sequence[int] = ()) -> None:
