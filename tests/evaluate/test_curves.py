@@ -18,12 +18,12 @@ from rich.console import Console
 from slmreason.cli import compare, main
 from slmreason.cli.compare import compared_curves, show
 from slmreason.curriculum.settings import CurriculumSettings
-from slmreason.evaluate import benchmarks
 from slmreason.evaluate.bootstrap import Estimate
 from slmreason.evaluate.compare import Outcome, read_outcome, summarise
 from slmreason.evaluate.curves import Curve, ahead_from, area, compare_curves, read_curve
 from slmreason.report.page import write_report
 from slmreason.report.terminal import curves_tables, print_tables
+from slmreason.rollout.collect import collect
 from slmreason.run.files import write_records
 from slmreason.run.folder import RunFolder
 from tests.runs import SMALL, Run, command
@@ -322,18 +322,17 @@ def test_what_was_measured_before_a_crash_is_not_measured_again(
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How often the benchmarks have been sampled since it was last asked."""
     calls: list[int] = []
-    real = benchmarks.collect
 
-    def collect(*args: Any, **options: Any) -> Any:
+    def counting(*args: Any, **options: Any) -> Any:
         calls.append(1)
-        return real(*args, **options)
+        return collect(*args, **options)
 
     def asked() -> int:
         count = len(calls)
         calls.clear()
         return count
 
-    monkeypatch.setattr(benchmarks, "collect", collect)
+    monkeypatch.setattr("slmreason.evaluate.benchmarks.collect", counting)
     return asked
 
 
