@@ -140,7 +140,8 @@ def test_a_metric_for_nothing_and_an_unknown_stage_are_refused() -> None:
 
 FIT = [
     "fit", "--config=quickstart", "--data.train=embedded:chain/train?count=24", "--data.token_budget=1000",
-    "--data.batch_size=4", "--data.routing=all", "--data.validation=embedded:chain/test?count=16", "--benchmarks=[]", "--curriculum.rounds=1",
+    "--data.batch_size=4", "--data.routing=all", "--data.validation=embedded:chain/test?count=16",
+    "--benchmarks=[]", "--curriculum.rounds=1",
     "--curriculum.probe.attempts=2", "--curriculum.probe.epoch_share=0", "--sft.epochs=1", "--sft.learning_rate=1e-3",
     "--grpo.group_size=4", "--grpo.prompts_per_step=8", "--grpo.max_completion_tokens=60", "--grpo.learning_rate=1e-4",
     "--curriculum.keep=best", "--validation.samples=3", "--trainer.limit_val_batches=0",
