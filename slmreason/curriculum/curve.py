@@ -83,7 +83,7 @@ class CurvePoints:
         tokens = self.student.tokens
         self.ahead = self.ahead[len(passed) :]
         append_records(self.files.curve, [
-            {"budget": budget, "stage": place.label, "tokens": asdict(tokens),
+            {"budget": budget, "stage": place.label, "tokens": tokens.as_summary(),
              "answers": str(answers.relative_to(self.files.path)), "scores": [asdict(s) for s in measured.scores],
              "benchmark_tokens": measured.tokens}
             for budget in passed
