@@ -2,6 +2,8 @@
 
 from slmreason.callbacks.budget import TokenBudget
 from slmreason.callbacks.checkpoints import KeepCheckpoints, OutOfTime, SeedSteps
+from slmreason.callbacks.curve import MeasureAtBudgets
+from slmreason.callbacks.divergence import LogDivergence
 from slmreason.callbacks.dump import DumpRollouts
 from slmreason.callbacks.harvest import HarvestAllZeroGroups
 from slmreason.callbacks.health import TrainingHealth
@@ -15,7 +17,9 @@ __all__ = [
     "DumpRollouts",
     "HarvestAllZeroGroups",
     "KeepCheckpoints",
+    "LogDivergence",
     "LogPrediction",
+    "MeasureAtBudgets",
     "OutOfTime",
     "RecordRollouts",
     "Reprobe",

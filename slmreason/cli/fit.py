@@ -22,6 +22,7 @@ from slmreason.cli.errors import ConfigError
 from slmreason.cli.parts import load_data, place, traces_to_score
 from slmreason.cli.runs import GoingOn, newest_unfinished, program, read_config, with_saved_config
 from slmreason.cli.screen import tell
+from slmreason.curriculum.choice import check_choice
 from slmreason.curriculum.curriculum import Curriculum
 from slmreason.curriculum.memory import report_memory
 from slmreason.curriculum.parts import Parts
@@ -89,6 +90,9 @@ class Fit:
         made = instantiate(request.parser, config)
         modules = modules_of(made, config)
         benchmarks = load_data(made, config)
+        if made.curriculum.budgets and not benchmarks:
+            raise ConfigError("curriculum.budgets: benchmarks is empty, so there is nothing to measure at them")
+        check_choice(made.curriculum, made.validation.samples, bool(made.data.holdout))
         validate_on_holdout(modules.values(), made, config)
         fresh = partial(fresh_trainer_config, config)
         traces, critiques = given_files(made.data, made.bridge.traces, made.critique.records)

@@ -36,6 +36,7 @@ COMMON: dict[str, Keys] = {
         ("curriculum.rounds", "whole number", "rounds of the stages"),
         ("curriculum.stages", "list", "of sft, grpo, cft"),
         ("curriculum.max_tokens", "whole number", "the run ends when it has taken so many"),
+        ("curriculum.budgets", "list", "the benchmarks are run when so many tokens are taken: a curve"),
         ("sft.learning_rate", "number", "grpo.learning_rate and cft.learning_rate likewise"),
         ("grpo.group_size", "whole number", "rollouts of a problem"),
         ("grpo.max_completion_tokens", "whole number", "a rollout is cut here"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ import lightning as L
 from rich.console import Console
 
 from slmreason.callbacks import LogPrediction, OutOfTime
+from slmreason.curriculum.choice import Choice
 from slmreason.curriculum.clock import RunClock
+from slmreason.curriculum.curve import CurvePoints
 from slmreason.curriculum.fits import Fits
 from slmreason.curriculum.forecast import completions_ahead
+from slmreason.curriculum.heldout import HeldOut
 from slmreason.curriculum.opening import open_run
 from slmreason.curriculum.parts import Parts
 from slmreason.curriculum.predictor import Predictor
@@ -88,6 +91,7 @@ class Curriculum:
         )  # fmt: skip
         scorer = Scorer(self.work, parts.reward, parts.benchmarks, parts.evaluation, self.files)
         self.results = Results(scorer, settings, self.files, self.console)
+        self.curve = CurvePoints(scorer, settings, self.files)
         self.fits = Fits(
             settings=settings,
             data=parts.data,
@@ -98,8 +102,21 @@ class Curriculum:
             seed=seed,
             lines=None if self.console.is_terminal else self.work.pace,
         )
+        self.choice = Choice(self._held_out(flags), settings, parts.student)
         accumulate = flags.get("accumulate_grad_batches") or 1
         self.stages = make_stages(parts, settings, self.prober, self.teacher, self.files, self.journal, accumulate)
+
+    def _held_out(self, flags: Mapping[str, Any]) -> HeldOut | None:
+        """What the run is validated on; None where it is not.
+
+        Args:
+            flags: of the Trainer.
+        """
+        data, validation = self.data, self.parts.sft.validation
+        is_off = flags.get("limit_val_batches") == 0 and self.settings.keep == "last"
+        if validation is None or not data.holdout or is_off:
+            return None
+        return HeldOut(self.work, validation, data.holdout, self.files, data.token_budget)
 
     @property
     def reports(self) -> list[StageReport]:
@@ -127,7 +144,7 @@ class Curriculum:
             self._expect([Place(0, "base"), *self.settings.places])
             self._end_stage(Place(0, "base"), "done", seconds=0.0, rows=0, is_scored=True)
         elif self.state.evaluate:
-            self.results.score(self.state)
+            self._score()
         while left := self.settings.places[len(self.reports) - 1 :]:
             if self._resumed is None and self.clock.is_late():
                 self._stop_short(left)
@@ -146,16 +163,17 @@ class Curriculum:
     def _run_stage(self, place: Place) -> bool:
         """One stage and its report; False where the time of the run ended within it."""
         began = time.monotonic() - (self._resumed.seconds if self._resumed else 0.0)
+        self.curve.seconds = 0.0
         # No stage depends on how many random numbers the ones before it drew.
         L.seed_everything(stable_seed(self.seed, place.round, place.stage) % 2**32, verbose=False)
         try:
             outcome, rows = self._stage(place, began)
         except OutOfTime:
-            self._cut_short(place, time.monotonic() - began)
+            self._cut_short(place, self._seconds_since(began))
             return False
         is_last = place == self.settings.places[-1] or self._is_spent
         is_scored = self.results.is_due(place, outcome, is_last)
-        self._end_stage(place, outcome, time.monotonic() - began, rows, is_scored)
+        self._end_stage(place, outcome, self._seconds_since(began), rows, is_scored)
         return True
 
     def _stage(self, place: Place, began: float) -> tuple[str, int]:
@@ -179,7 +197,7 @@ class Curriculum:
                 self._between_stages(),
                 within=replace(place, epoch=epoch),
                 sizes=sizes(self.files.path),
-                stage_seconds=time.monotonic() - began,
+                stage_seconds=self._seconds_since(began),
                 stage_rows=rows,
             )
             return now.as_tree()
@@ -187,7 +205,8 @@ class Curriculum:
         resumed, self._resumed = self._resumed, None
         if resumed is None:
             stage.began(self.state)
-        callbacks = stage.callbacks(place, self.state)
+        more = (*self.curve.callbacks(place), *self.choice.callbacks())
+        callbacks = [*stage.callbacks(place, self.state), *more]
         if self.prober.predictor is not None:
             callbacks.append(LogPrediction(self.data.ledger))
         self.fits.run(place, stage.module, callbacks, state, resumed.checkpoint if resumed else None)
@@ -209,6 +228,7 @@ class Curriculum:
             if place is not None and place.stage in self.stages:
                 self.stages[place.stage].was_begun()
         self.clock.go_on(state.elapsed)
+        self.curve.go_on()
 
     def _between_stages(self) -> RunState:
         """The state as it stands now, in no fit."""
@@ -224,16 +244,36 @@ class Curriculum:
         self.work.pace.ahead = completions_ahead(
             places, self.stages, self.settings, self.data, self.prober, self.results.scorer
         )
+        self.work.pace.ahead += self.curve.completions_ahead
 
     # -- reports ----------------------------------------------------------------------------------------------------
 
     def _end_stage(self, place: Place, outcome: str, seconds: float, rows: int, is_scored: bool) -> None:
         """Reports a stage: what it did is kept first, then the benchmarks are run."""
         self.state.report(place, outcome, self.student.tokens, seconds, rows)
+        if place.stage == "base":
+            self.choice.begin(self.state)
+        else:
+            self.choice.end(self.state)
+        if not is_scored:
+            self.curve.measure(place)
         self.state.evaluate = is_scored
         save_after_stage(self.files.path, self._between_stages(), self.student, self.settings.checkpoint.keep)
         self.journal.clear()
+        self._score()
+
+    def _score(self) -> None:
+        """The benchmarks after the newest stage, where they are due, which are the curve's too."""
         self.results.score(self.state)
+        self.curve.take(self.reports[-1])
+
+    def _seconds_since(self, began: float) -> float:
+        """What a stage has taken, without what the curve was measured in.
+
+        Args:
+            began: when it began, of the monotonic clock.
+        """
+        return time.monotonic() - began - self.curve.seconds
 
     def _cut_short(self, place: Place, seconds: float) -> None:
         """Reports a fit that trainer.max_time ended. Its checkpoint lies in its middle, so none follows."""
@@ -258,5 +298,6 @@ class Curriculum:
         write_text(self.files.strata, json.dumps(strata.counts) + "\n")
         self.student.save(self.files.student)
         self.results.show(self.reports)
+        self.curve.tell_unreached()
         if left_out and self._is_spent:
             self.stopped = f"curriculum.max_tokens is spent, {left_out} stages were not begun"

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from slmreason.curriculum.state import StageReport
 from slmreason.curriculum.work import Work
-from slmreason.evaluate.benchmarks import Benchmark, EvaluationSettings, Sample, evaluate, save_scores
+from slmreason.evaluate.benchmarks import Benchmark, EvaluationSettings, Sample, Score, evaluate, save_scores
 from slmreason.records import Problem, RolloutGroup
 from slmreason.run.folder import RunFolder
 from slmreason.verify.rewards import RewardFn
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The benchmarks of a student as it stood."""
+
+    scores: list[Score]
+    tokens: int
+    """That it answered them with; no budget counts them."""
+    seconds: float
 
 
 class Scorer:
@@ -37,17 +49,29 @@ class Scorer:
         Args:
             note: tells the benchmarks of a stage that was cut short from those after its end.
         """
-        settings, key = self.settings, f"benchmarks after {report.place.label}{note}"
+        label = report.place.label
+        measured = self.measure(f"benchmarks after {label}{note}", self.files.answers(label))
+        report.scores = measured.scores
+        report.benchmark_tokens, report.benchmark_seconds = measured.tokens, measured.seconds
+        save_scores(self.files.benchmarks, label, report.scores)
+
+    def measure(self, key: str, answers: Path) -> Measured:
+        """Runs the benchmarks on the student as it stands.
+
+        Args:
+            key: names the work, and says when it is done.
+            answers: the file of every answer.
+        """
+        settings, tokens = self.settings, 0
         with self.work.watching(key, self.completions, settings.max_new_tokens) as watch:
 
             def in_parts(problems: Sequence[Problem], sample: Sample) -> list[RolloutGroup]:
+                nonlocal tokens
                 groups = self.work.in_batches(key, problems, sample, RolloutGroup, settings.samples, watch)
-                report.benchmark_tokens = sum(group.num_tokens for group in groups)
+                tokens = sum(group.num_tokens for group in groups)
                 return groups
 
-            answers = self.files.answers(report.place.label)
-            report.scores = evaluate(
+            scores = evaluate(
                 self.work.student, self.work.engine, self.reward, self.benchmarks, settings, watch, answers, in_parts
             )
-            report.benchmark_seconds = watch.seconds
-        save_scores(self.files.benchmarks, report.place.label, report.scores)
+            return Measured(scores, tokens, watch.seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from slmreason.curriculum.waves import StoppingRule
 from slmreason.data.strata import Bands
@@ -117,13 +117,21 @@ class CurriculumSettings:
     max_tokens: int | None = None
     """The run ends with the optimizer step at which its tokens, sampled, trained on and written by the teacher, reach
     this, whatever rounds and epochs are left. Benchmarks are not counted."""
+    budgets: list[int] | None = None
+    """Tokens, ascending, such as [100000, 200000, 400000]: the benchmarks are run too at the first optimizer step at
+    which the run's tokens reach each of them, for a curve of accuracy against tokens. The last may be `max_tokens`."""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     """How rho is measured."""
     mix_critiques: bool = False
     """Put the critique records of the round before into the SFT fit too, beside or in place of a CFT stage."""
     evaluate: Literal["stage", "round", "ends"] = "stage"
     """When the benchmarks are run: after every stage, after every round, or before the first and after the last."""
-
+    keep: Literal["last", "best"] = "last"
+    """The student that a stage hands on: `last` is the one that its fit ended with; `best` is that or the one that the
+    stage began with, whichever does better on the problems of `data.holdout` or `data.validation`."""
+    keep_by: dict[str, str] | None = None
+    """By which metric `best` compares after a stage, such as {sft: val/pass@8}. When not given, pass@k with the k of
+    `validation.samples` after SFT, and val/pass@1 after GRPO and CFT."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     """How often the run is saved."""
 
@@ -143,7 +151,21 @@ class CurriculumSettings:
     def __post_init__(self) -> None:
         if self.rounds < 1 or (self.max_tokens is not None and self.max_tokens < 1):
             raise ValueError("curriculum: rounds and max_tokens must be at least 1")
+        if self.keep_by is not None and self.keep == "last":
+            raise ValueError("curriculum.keep_by: nothing is compared unless curriculum.keep is best")
+        if unknown := set(self.keep_by or {}) - set(get_args(StageName)):
+            raise ValueError(f"curriculum.keep_by: there is no stage {min(unknown)}")
+        if self.budgets is not None:
+            self._check_budgets(self.budgets)
         if self.probe.share is not None and self.max_tokens is None:
             raise ValueError(
                 "curriculum.probe.share: a round's tokens are known only where curriculum.max_tokens is set"
+            )
+
+    def _check_budgets(self, budgets: list[int]) -> None:
+        if not budgets or budgets[0] < 1 or budgets != sorted(set(budgets)):
+            raise ValueError(f"curriculum.budgets: {budgets} must be numbers of tokens from 1 on, each above the last")
+        if self.max_tokens is not None and budgets[-1] > self.max_tokens:
+            raise ValueError(
+                f"curriculum.budgets: the run ends at curriculum.max_tokens ({self.max_tokens}), before {budgets[-1]}"
             )

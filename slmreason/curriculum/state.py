@@ -29,6 +29,10 @@ class StageReport:
     """What the benchmarks after the stage took."""
     benchmark_tokens: int = 0
     """Tokens that the student answered them with."""
+    validated: dict[str, float] = field(default_factory=dict)
+    """What the stage's student came to on the held-out problems: `val/kl`, and `val/pass@k` where it was compared."""
+    kept: str = ""
+    """Where students are compared: whether the stage hands on its `new` student or the one of `before`."""
 
     def describe(self, tokens: int) -> str:
         """The line that says what the stage came to.
@@ -39,6 +43,8 @@ class StageReport:
         said = [f"{self.place.label}: {self.outcome}"]
         if self.place.stage != "base":
             said.append(f"{self.seconds:.0f} s, {tokens} tokens")
+        if self.validated:
+            said.append(" ".join(f"{name} {value:.3f}" for name, value in self.validated.items()))
         if self.scores:
             said.append(" ".join(f"{score.benchmark} {100 * score.value:.1f}" for score in self.scores))
             said.append(f"benchmarks {self.benchmark_seconds:.0f} s, {self.benchmark_tokens} tokens")
@@ -55,6 +61,8 @@ class StageReport:
             "scores": [asdict(score) for score in self.scores],
             "benchmark_seconds": round(self.benchmark_seconds, 1),
             "benchmark_tokens": self.benchmark_tokens,
+            **({"validated": self.validated} if self.validated else {}),
+            **({"kept": self.kept} if self.kept else {}),
         }
 
 
@@ -85,6 +93,8 @@ class RunState:
     """What measuring took, where `curriculum.probe.share` bounds it."""
     predictions: list[Prediction] = field(default_factory=list)
     """What `curriculum.probe.predictor` came to."""
+    validated: dict[str, float] = field(default_factory=dict)
+    """The held-out metrics of the student that the newest stage has handed on, where students are compared."""
     sizes: dict[str, int] = field(default_factory=dict)
     """How long each growing file was: bytes of a .jsonl, rows of a .csv."""
 

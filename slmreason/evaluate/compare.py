@@ -1,26 +1,23 @@
-"""Arms of a comparison in numbers: what each reached over its seeds, and how far the first is ahead of the others.
-
-Runs differ by seed, and a benchmark is a sample of problems: the intervals are of both. A bootstrap draws seeds and
-problems anew, the same ones for every arm, so that a difference is paired in both.
-"""
+"""Arms of a comparison in numbers: what each reached over its seeds, and how far the first is ahead of the others."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from slmreason.evaluate.bootstrap import Estimate, estimate, resampled, shared_seeds
 from slmreason.records import TOKEN_KINDS
 from slmreason.run.files import read_lines, write_text
 from slmreason.run.folder import RunFolder
 
-DRAWS = 10_000
+Verdicts = Mapping[str, Mapping[str, bool]]
+"""Benchmark -> problem id -> right or wrong."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,8 @@ class Outcome:
 
     arm: str
     seed: int
-    correct: Mapping[str, Mapping[str, bool]]
-    """Verdicts at the end: benchmark -> problem id -> right or wrong."""
+    correct: Verdicts
+    """At the end."""
     tokens: Mapping[str, int]
     """Sampled, trained, written."""
     seconds: float
@@ -43,21 +40,6 @@ class Outcome:
     def mean(self) -> float:
         """Over the benchmarks, each counting the same."""
         return float(np.mean(list(self.accuracy.values())))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-
-    def signed(self) -> str:
-        return f"{100 * self.mean:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
 @dataclass(frozen=True)
@@ -90,10 +72,20 @@ def read_outcome(run_dir: Path, arm: str, seed: int) -> Outcome | None:
     scored = [stage for stage in stages if stage["scores"]]
     if not scored:
         raise ValueError(f"{summary}: no benchmark was run")
-    correct: dict[str, dict[str, bool]] = {}
-    for row in read_lines(files.answers(scored[-1]["stage"])):
-        correct.setdefault(row["benchmark"], {})[row["problem_id"]] = row["correct"]
+    correct = read_verdicts(files.answers(scored[-1]["stage"]))
     return Outcome(arm, seed, correct, stages[-1]["tokens"], sum(stage["seconds"] for stage in stages))
+
+
+def read_verdicts(path: Path) -> Verdicts:
+    """What a file of answers says of each problem.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    correct: dict[str, dict[str, bool]] = {}
+    for row in read_lines(path):
+        correct.setdefault(row["benchmark"], {})[row["problem_id"]] = row["correct"]
+    return correct
 
 
 def summarise(outcomes: Sequence[Outcome], arms: Sequence[str], rng_seed: int = 0) -> list[ArmResult]:
@@ -106,23 +98,15 @@ def summarise(outcomes: Sequence[Outcome], arms: Sequence[str], rng_seed: int = 
         ValueError: there is no such seed, or the runs were not asked the same problems.
     """
     runs = {(outcome.arm, outcome.seed): outcome for outcome in outcomes}
-    present = [arm for arm in arms if any(name == arm for name, _ in runs)]
-    seeds = (
-        sorted(set.intersection(*({seed for name, seed in runs if name == arm} for arm in present))) if present else []
-    )
-    if not seeds:
-        raise ValueError("no seed has come to its end in every arm")
-    problems = {name: list(verdicts) for name, verdicts in runs[present[0], seeds[0]].correct.items()}
-    if any({b: list(v) for b, v in run.correct.items()} != problems for run in runs.values()):
-        raise ValueError("the runs were not asked the same benchmark problems")
-    rng = np.random.default_rng(rng_seed)
-    seed_weights = rng.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), DRAWS) / len(seeds)
-    draws: dict[str, dict[str, NDArray[np.float64]]] = {arm: {} for arm in present}
-    for name, ids in problems.items():
-        problem_weights = rng.multinomial(len(ids), [1 / len(ids)] * len(ids), DRAWS) / len(ids)
-        for arm in present:
-            right = np.array([[runs[arm, seed].correct[name][i] for i in ids] for seed in seeds], dtype=float)
-            draws[arm][name] = np.einsum("ds,sp,dp->d", seed_weights, right, problem_weights, optimize=True)
+    present, seeds = shared_seeds(runs, arms)
+    problems = asked(run.correct for run in (runs[present[0], seeds[0]], *runs.values()))
+    draws = resampled({
+        arm: {
+            name: np.array([[runs[arm, seed].correct[name][i] for i in ids] for seed in seeds], dtype=float)
+            for name, ids in problems.items()
+        }
+        for arm in present
+    }, rng_seed)  # fmt: skip
     means = {arm: np.mean(list(draws[arm].values()), axis=0) for arm in present}
     results = []
     for arm in present:
@@ -133,12 +117,12 @@ def summarise(outcomes: Sequence[Outcome], arms: Sequence[str], rng_seed: int = 
             ArmResult(
                 arm=arm,
                 seeds=tuple(seeds),
-                mean=_estimate(centre, means[arm]),
+                mean=estimate(centre, means[arm]),
                 benchmarks={
-                    name: _estimate(float(np.mean([run.accuracy[name] for run in mine])), draws[arm][name])
+                    name: estimate(float(np.mean([run.accuracy[name] for run in mine])), draws[arm][name])
                     for name in problems
                 },
-                ahead=None if arm == present[0] else _estimate(first - centre, means[present[0]] - means[arm]),
+                ahead=None if arm == present[0] else estimate(first - centre, means[present[0]] - means[arm]),
                 tokens=float(np.mean([sum(run.tokens.values()) for run in mine])),
                 seconds=float(np.mean([run.seconds for run in mine])),
             )
@@ -146,9 +130,16 @@ def summarise(outcomes: Sequence[Outcome], arms: Sequence[str], rng_seed: int = 
     return results
 
 
-def _estimate(centre: float, draws: NDArray[np.float64]) -> Estimate:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(centre, float(low), float(high))
+def asked(verdicts: Iterable[Verdicts]) -> dict[str, list[str]]:
+    """Benchmark -> ids of its problems, which must be the same in all.
+
+    Raises:
+        ValueError: they are not.
+    """
+    first, *others = ({name: list(each) for name, each in one.items()} for one in verdicts)
+    if any(other != first for other in others):
+        raise ValueError("the runs were not asked the same benchmark problems")
+    return first
 
 
 # -- how it is kept -------------------------------------------------------------------------------------------------

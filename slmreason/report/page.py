@@ -16,14 +16,17 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from slmreason.data.pooled import Pooled
 from slmreason.data.posterior import HALF_LIFE, Posterior, fitted_prior
 from slmreason.data.strata import Bands, likeliest
 from slmreason.evaluate.compare import ArmResult, Outcome, token_kinds
+from slmreason.evaluate.curves import Curves
 from slmreason.records import TOKEN_KINDS, Band, BridgeResult, Critique, Evidence, Fault, Place, from_json
 from slmreason.report import pictures
+from slmreason.report.terminal import area_and_since, tokens_text
 from slmreason.run.files import read_lines, write_file, write_text
 from slmreason.run.folder import RunFolder, StageFolder
 from slmreason.runtime.redact import shown
@@ -61,17 +64,34 @@ def write_report(run: Path, out: Path | None = None, examples: int = 6) -> Path:
     return path
 
 
-def write_comparison(folder: Path, results: Sequence[ArmResult], outcomes: Sequence[Outcome], budget: int) -> None:
-    """Writes the page of a comparison, `report.html`, and its picture, `arms.png`."""
-    figure = pictures.arms(results)
+def write_comparison(
+    folder: Path,
+    results: Sequence[ArmResult],
+    outcomes: Sequence[Outcome],
+    budget: int,
+    curves: Sequence[Curves] = (),
+) -> None:
+    """Writes the page of a comparison, `report.html`, and its pictures, `arms.png` and, with curves, `curves.png`."""
+    drawn = [(curve, _markup(pictures.budgets(curve))) for curve in curves]
     shown_as = {"name": folder.resolve().name, "results": results, "outcomes": outcomes, "budget": budget,
                 "token_kinds": token_kinds(outcomes),
-                "picture": Markup(pictures.as_svg(figure))}  # fmt: skip  # noqa: S704 - ours, names of arms are escaped
+                "picture": _markup(pictures.arms(results)), "curves": drawn, "tokens_text": tokens_text,
+                "area_and_since": area_and_since}  # fmt: skip
     write_text(folder / "report.html", _page("comparison", shown_as))
-    plain = pictures.arms(results)
-    for text in plain.findobj(Text):
+    _write_png(folder / "arms.png", pictures.arms(results))
+    if curves:
+        _write_png(folder / "curves.png", pictures.budgets(curves[0]))
+
+
+def _markup(figure: Figure) -> Markup:
+    return Markup(pictures.as_svg(figure))  # noqa: S704 - our own, names in it are escaped
+
+
+def _write_png(path: Path, figure: Figure) -> None:
+    """Writes a picture that lies on a white page."""
+    for text in figure.findobj(Text):
         text.set_color("black")
-    write_file(folder / "arms.png", lambda temporary: plain.savefig(temporary, format="png", dpi=150))
+    write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 
 def _page(name: str, shown_as: Mapping[str, Any]) -> str:
@@ -96,6 +116,8 @@ def contents(run: Path, examples: int) -> dict[str, Any]:
         drawn["accuracy"] = pictures.accuracy([s["stage"] for s in ran], {
             name: [_interval(stage["scores"], name) for stage in ran] for name in names
         })  # fmt: skip
+    if points := list(read_lines(RunFolder(run).curve)):
+        drawn["against_tokens"] = _against_tokens(points)
     if migration := _migration(run, Bands(**config["data"]["bands"])):
         drawn["flow"] = pictures.flow(*migration)
     if lines := _curves(run):
@@ -110,6 +132,9 @@ def contents(run: Path, examples: int) -> dict[str, Any]:
         "config": config,
         "stages": stages,
         "benchmarks": names,
+        "validated": [
+            (stage["stage"], stage["validated"], stage.get("kept", "")) for stage in stages if stage.get("validated")
+        ],
         "scores": [(stage["stage"], {s["benchmark"]: s for s in stage["scores"]}) for stage in ran],
         "pictures": {name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704 - our own, model text is not in it
         "bridged": _bridged(run)[:examples],
@@ -117,6 +142,15 @@ def contents(run: Path, examples: int) -> dict[str, Any]:
         "answers": _changed_answers(run, ran, examples),
         "rejects": _rejects(run),
     }
+
+
+def _against_tokens(points: Sequence[Mapping[str, Any]]) -> str:
+    """The picture of what the lines of curve.jsonl say."""
+    tokens = [sum(point["tokens"].values()) for point in points]
+    scores: dict[str, list[tuple[float, float, float]]] = {}
+    for score in (score for point in points for score in point["scores"]):
+        scores.setdefault(score["benchmark"], []).append((score["value"], score["low"], score["high"]))
+    return pictures.against_tokens(tokens, scores)
 
 
 def _difference(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:

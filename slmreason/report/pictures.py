@@ -11,13 +11,17 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
+from slmreason.evaluate.bootstrap import Estimate
 from slmreason.evaluate.compare import ArmResult
+from slmreason.evaluate.curves import MEAN, Curves
 
 INK = "#123456"
 """Stands for the page's text colour, light or dark."""
 PALETTE = ("#4878b0", "#d1793d", "#4f9d69", "#b8547d", "#8a79c0", "#a08a3c", "#4aa3a8")
 BAND_COLOURS = {"simple": "#4f9d69", "medium": "#d9a441", "hard": "#c25b56", "unknown": "#9a9a9a"}
 Points = Sequence[tuple[float, float]]
+LINES = ("-", "--", ":")
+"""Of arms whose colours are used up."""
 FLOW_COLUMNS = 12
 """Most columns of the flow picture: a phone shows no more."""
 
@@ -64,6 +68,25 @@ def accuracy(stages: Sequence[str], scores: Mapping[str, Sequence[tuple[float, f
         axes.plot(places, middle, "o-", color=PALETTE[0], markersize=4)
         axes.set_title(name, fontsize=9)
         axes.set_xticks(range(len(stages)), stages, rotation=40, ha="right", fontsize=7)
+    return as_svg(figure)
+
+
+def against_tokens(tokens: Sequence[int], scores: Mapping[str, Sequence[tuple[float, float, float]]]) -> str:
+    """Accuracy in % of each benchmark against the tokens of one run, with intervals.
+
+    Args:
+        tokens: where it was measured.
+        scores: benchmark -> (value, low, high) in shares of 1, at each of these.
+    """
+    columns = min(3, len(scores)) or 1
+    rows = -(-len(scores) // columns)
+    figure = Figure(figsize=(3.3 * columns, 2.1 * rows), layout="constrained")
+    for number, (name, values) in enumerate(scores.items(), start=1):
+        axes = _axes(figure, rows, columns, number)
+        estimates = [Estimate(*value) for value in values]
+        _with_interval(axes, [count / 1e6 for count in tokens], estimates, {"color": PALETTE[0]})
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("million tokens", fontsize=7, color=INK)
     return as_svg(figure)
 
 
@@ -160,3 +183,30 @@ def arms(results: Sequence[ArmResult]) -> Figure:
     left.set_yticks(range(len(results)), [result.arm for result in results])
     right.set_yticks([])
     return figure
+
+
+def budgets(curves: Curves) -> Figure:
+    """Accuracy of each arm against tokens, and how far the first arm lies above each other one, with intervals."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = _axes(figure, 1, 2, 1), _axes(figure, 1, 2, 2)
+    first, tokens = curves.arms[0].arm, [budget / 1e6 for budget in curves.budgets]
+    for number, arm in enumerate(curves.arms):
+        style = {"color": PALETTE[number % len(PALETTE)], "label": arm.arm,
+                 "linestyle": LINES[number // len(PALETTE) % len(LINES)]}  # fmt: skip
+        _with_interval(left, tokens, arm.accuracy, style)
+        if arm.lead is not None:
+            _with_interval(right, tokens, arm.lead.points, style)
+    right.axhline(0, color=INK, linewidth=0.8)
+    name = "mean of the benchmarks" if curves.of == MEAN else curves.of
+    for axes, title in ((left, f"{name}, %"), (right, f"{first} ahead by, points")):
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("million tokens", fontsize=8, color=INK)
+        axes.set_xlim(0, tokens[-1])
+    left.legend(fontsize=7, frameon=False, labelcolor=INK)
+    return figure
+
+
+def _with_interval(axes: Any, x: Sequence[float], estimates: Sequence[Estimate], style: Mapping[str, str]) -> None:
+    low, high = [100 * each.low for each in estimates], [100 * each.high for each in estimates]
+    axes.fill_between(x, low, high, alpha=0.12, color=style["color"], linewidth=0)
+    axes.plot(x, [100 * each.mean for each in estimates], marker=".", linewidth=1.4, **style)

@@ -23,6 +23,7 @@ from slmreason.data.ledger import Ledger
 from slmreason.data.strata import Strata
 from slmreason.evaluate.benchmarks import Score
 from slmreason.evaluate.compare import ArmResult
+from slmreason.evaluate.curves import Curves, Lead
 from slmreason.records import BAND_NAMES, BridgeResult, Critique, Provenance
 from slmreason.runtime.redact import cell
 
@@ -138,6 +139,38 @@ def arms_tables(results: Sequence[ArmResult], title: str) -> list[Table]:
         plain_table(title, ["arm", "mean", f"{results[0].arm} ahead by", "M tokens", "s"], over_all),
         plain_table("by benchmark", ["arm", *names], each),
     ]
+
+
+def curves_tables(curves: Sequence[Curves]) -> list[Table]:
+    """The curves for the terminal: accuracy at each budget, the first arm's lead, and that by benchmark in short."""
+    if not curves:
+        return []
+    over_all, *each = curves
+    first = over_all.arms[0].arm
+    heads = [tokens_text(budget) for budget in over_all.budgets]
+    heights = [(arm.arm, *map(str, arm.accuracy), str(arm.area)) for arm in over_all.arms]
+    leads = [
+        (arm.arm, *(point.signed() for point in arm.lead.points[1:]), *area_and_since(arm.lead))
+        for arm in over_all.arms if arm.lead
+    ]  # fmt: skip
+    by_benchmark = [
+        (arm.arm, curve.of, *area_and_since(arm.lead)) for curve in each for arm in curve.arms if arm.lead
+    ]  # fmt: skip
+    return [
+        plain_table("mean of the benchmarks in % after so many tokens", ["arm", *heads, "area"], heights),
+        plain_table(f"{first} ahead by, at the same tokens", ["arm", *heads[1:], "area", "from"], leads),
+        plain_table(f"{first} ahead, by benchmark", ["arm", "benchmark", "area", "from"], by_benchmark),
+    ]
+
+
+def area_and_since(lead: Lead) -> tuple[str, str]:
+    """The area between two curves, and from which budget on the first arm is ahead."""
+    return lead.area.signed(), "never" if lead.since is None else tokens_text(lead.since)
+
+
+def tokens_text(tokens: int) -> str:
+    """`400000` as `0.4 M`."""
+    return f"{tokens / 1e6:g} M"
 
 
 def plain_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

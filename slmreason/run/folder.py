@@ -23,6 +23,8 @@ class RunFolder:
         self.predicted = path / "predicted.jsonl"
         self.rejects = path / "rejects.jsonl"
         self.benchmarks = path / "benchmarks.jsonl"
+        self.curve = path / "curve.jsonl"
+        self.base_completions = path / "base_completions.jsonl"
         self.summary = path / "summary.json"
         self.strata = path / "strata.json"
         self.student = path / "student"
@@ -30,7 +32,8 @@ class RunFolder:
         self.journal = self.resume / "journal.jsonl"
 
     def answers(self, stage: str) -> Path:
-        """What the student answered to the benchmarks after a stage, by its label: `base`, `round 1 sft`."""
+        """What the student answered to the benchmarks: after a stage, by its label (`base`, `round 1 sft`), or at a
+        budget (`100000 tokens`)."""
         return self.path / "answers" / f"{stage.replace(' ', '-')}.jsonl"
 
     def stage(self, place: Place) -> StageFolder:

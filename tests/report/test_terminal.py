@@ -10,7 +10,8 @@ from rich.console import Console
 
 from slmreason.embedded.families import make_problems
 from slmreason.evaluate.benchmarks import Score
-from slmreason.evaluate.compare import ArmResult, Estimate
+from slmreason.evaluate.bootstrap import Estimate
+from slmreason.evaluate.compare import ArmResult
 from slmreason.records import BridgeCandidate, BridgeResult, Fault, Learnability, Trace
 from slmreason.report.terminal import arms_tables, bridge_table, print_tables, samples_table, scores_table
 
