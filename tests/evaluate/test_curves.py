@@ -115,7 +115,7 @@ def test_the_tables_say_from_which_budget_on_or_never() -> None:
 
     assert printed(0.8).count("+40.0 [+") == 2  # at both budgets
     assert printed(0.8).count("+30.0 [+") == 2  # the area: in the mean, and on the one benchmark
-    leads = [line.rstrip() for line in printed(0.8).splitlines() if line.startswith("b ")][1:]
+    leads = [line.rstrip() for line in printed(0.8).splitlines() if line.split()[:1] == ["b"]][1:]
     assert len(leads) == 2
     assert all(line.endswith(" 0.1 M") for line in leads)
     assert "never" not in printed(0.8)
