@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bought:
-    """One measurement that `curriculum.probe.share` paid for."""
+    """One measurement outside GRPO."""
 
     round: int
     stage: str
@@ -18,7 +18,7 @@ class Bought:
     wanted: int
     """Problems that were to be measured."""
     problems: int
-    """Problems that there were tokens for."""
+    """Problems that there were tokens for; all of them without `curriculum.probe.share`."""
     rollouts: int
     tokens: int
     first_bands: int
@@ -35,7 +35,7 @@ class Bought:
         """The line that says what was bought.
 
         Args:
-            allowed: tokens that were left for measuring in the round.
+            allowed: tokens that `curriculum.probe.share` left for measuring.
         """
         return (
             f"{self.label}: {self.tokens} of {allowed:.0f} tokens bought {self.rollouts} rollouts of {self.problems} "

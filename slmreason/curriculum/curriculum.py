@@ -87,7 +87,8 @@ class Curriculum:
             predictor = Predictor(self.work, parts.data, parts.scored_traces, certain, self.journal)
         self.prober = Prober(
             self.work, parts.data, parts.grpo.settings, parts.reward, settings.probe, settings.max_tokens,
-            settings.probe_tokens, predictor,
+            None if settings.probe.share is None else lambda round: settings.probe_tokens(self.state.ended(round)),
+            predictor,
         )  # fmt: skip
         scorer = Scorer(self.work, parts.reward, parts.benchmarks, parts.evaluation, self.files)
         self.results = Results(scorer, settings, self.files, self.console)

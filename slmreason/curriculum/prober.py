@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -48,22 +48,23 @@ class Prober:
         reward: RewardFn,
         settings: ProbeSettings,
         max_tokens: int | None,
-        round_tokens: float | None = None,
+        may_take: Callable[[int], float] | None = None,
         predictor: Predictor | None = None,
     ) -> None:
         """
         Args:
             grpo: whose sampling is that of the rollouts.
             max_tokens: of the run; see `CurriculumSettings.max_tokens`.
-            round_tokens: that measuring may take in a round; None for no bound (`CurriculumSettings.probe_tokens`).
+            may_take: round -> tokens that measuring may have taken by its end, all rounds together; None for no bound
+                (`CurriculumSettings.probe_tokens`).
             predictor: spares problems whose band is certain without rollouts; None samples all.
         """
         self.work, self.data, self.grpo, self.reward = work, data, grpo, reward
-        self.settings, self.max_tokens, self.round_tokens = settings, max_tokens, round_tokens
+        self.settings, self.max_tokens, self.may_take = settings, max_tokens, may_take
         self.predictor = predictor
         self.rule = StoppingRule(settings.attempts, data.bands, settings.screen)
         self.bought: list[Bought] = []
-        """What measuring within `round_tokens` took so far, in this run."""
+        """What measuring took so far, in this run."""
 
     def before(self, place: Place, last_grpo_began: int | None) -> None:
         """Measures where the evidence is stale or missing.
@@ -113,12 +114,11 @@ class Prober:
             return
         unscored = predictor.unscored()
         tokens = predictor.score(unscored, place, label)
-        is_bounded = self.round_tokens is not None
-        if is_bounded:
-            self.bought.append(Bought(
-                place.round, place.stage, f"{label} traces", wanted=len(unscored), problems=len(unscored), rollouts=0,
-                tokens=tokens, first_bands=0, moved=0,
-            ))  # fmt: skip
+        self.bought.append(Bought(
+            place.round, place.stage, f"{label} traces", wanted=len(unscored), problems=len(unscored), rollouts=0,
+            tokens=tokens, first_bands=0, moved=0,
+        ))  # fmt: skip
+        is_bounded = self.may_take is not None
         spared = predictor.lead(problems, place, label, partial(self._measure_all, place), is_bounded)
         predictor.tell(place, label, len(unscored), tokens, spared)
 
@@ -128,7 +128,7 @@ class Prober:
         why = self.predictor.lacks(len(problems))
         if why is None:
             cost, room = self.predictor.cost(self.predictor.unscored()), float("inf")
-            if self.round_tokens is not None:
+            if self.may_take is not None:
                 room = self._allowed(place)
             elif self.max_tokens is not None:
                 room = (self.max_tokens - self.work.student.tokens.total) / 2
@@ -145,16 +145,21 @@ class Prober:
             How many there were tokens for.
         """
         attempts, student = self.settings.attempts, self.work.student
-        is_bounded = self.round_tokens is not None
+        is_bounded = self.may_take is not None
         if not problems or not (is_bounded or self._is_affordable(len(problems) * attempts, label)):
             return 0
+        before, allowed = self._bands(), self._allowed(place)
         self.work.engine.sync(student)
         sampling = self.grpo.sampling("probe", place.round, place.stage, student.policy_version, with_log_probs=False)
         key = f"{label} epoch {place.epoch} policy {student.policy_version}"
         with self.work.watching(label, len(problems) * attempts, sampling.max_new_tokens) as watch:
             probe = _Probe(key, place, sampling, watch)
-            found = self._buy(problems, probe, label) if is_bounded else self._sample(problems, probe, key)
+            found = self._buy(problems, probe, allowed) if is_bounded else self._sample(problems, probe, key)
+        bought = self._note(label, place, len(problems), found, before)
+        if is_bounded:
+            log.info("%s", bought.describe(max(0.0, allowed)))
         if not found:
+            self._say_if_nothing_is_known(allowed, sampling.max_new_tokens)
             return 0
         right = sum(evidence.successes for evidence in found)
         sampled = sum(evidence.attempts for evidence in found)
@@ -225,11 +230,10 @@ class Prober:
 
         return self.work.in_batches(key, problems, make, Evidence, size, probe.watch, part)
 
-    def _buy(self, problems: Sequence[Problem], probe: _Probe, label: str) -> list[Evidence]:
-        """Samples, piece by piece, as many problems as the round still has tokens for, the least known first."""
-        place, settings = probe.place, self.settings
-        before, allowed = self._bands(), self._allowed(place)
-        order = self._by_need(problems, place)
+    def _buy(self, problems: Sequence[Problem], probe: _Probe, allowed: float) -> list[Evidence]:
+        """Samples, piece by piece, as many problems as there are tokens for, the least known first."""
+        settings = self.settings
+        order = self._by_need(problems, probe.place)
         most = self.work.at_a_time(settings.waves[0] if settings.waves else settings.attempts)
         found: list[Evidence] = []
         spent = 0
@@ -241,31 +245,52 @@ class Prober:
             new = self._sample(order[len(found) :][:size], probe, f"{probe.key} from {len(found)}")
             spent += sum(evidence.tokens for evidence in new)
             found += new
+        return found
+
+    def _note(
+        self, label: str, place: Place, wanted: int, found: Sequence[Evidence], before: Mapping[str, Band]
+    ) -> Bought:
+        """Notes what a measurement took and changed.
+
+        Args:
+            wanted: problems that were to be measured.
+            before: the band of each problem that had one.
+        """
         after = self._bands()
         bought = Bought(
             round=place.round,
             stage=place.stage,
             label=label,
-            wanted=len(order),
+            wanted=wanted,
             problems=len(found),
             rollouts=sum(evidence.attempts for evidence in found),
-            tokens=spent,
+            tokens=sum(evidence.tokens for evidence in found),
             first_bands=len(after.keys() - before.keys()),
             moved=sum(after[name] != band for name, band in before.items()),
         )
         self.bought.append(bought)
-        log.info("%s", bought.describe(max(0.0, allowed)))
-        return found
+        return bought
+
+    def _say_if_nothing_is_known(self, allowed: float, longest: int) -> None:
+        """A run that may not even measure one problem has no set to train on."""
+        if not len(self.data.ledger):
+            log.warning(
+                "curriculum.probe.share leaves %.0f tokens, and one problem may take %d (%d rollouts of up to %d): "
+                "nothing is measured, so there is nothing to train on; set a larger share or curriculum.max_tokens",
+                max(0.0, allowed), self.settings.attempts * longest, self.settings.attempts, longest,
+            )  # fmt: skip
 
     def _bands(self) -> dict[str, Band]:
         return stratify(self.data.ledger, self.data.problems, self.data.bands).band_of
 
     def _allowed(self, place: Place) -> float:
-        """Tokens that measuring may still take in this round; never more than half of what the run has left."""
-        assert self.round_tokens is not None
-        spent = sum(each.tokens for each in self.bought if each.round == place.round)
+        """Tokens that measuring may still take by the end of this round; never more than half of what the run has left,
+        where measuring is bounded."""
+        if self.may_take is None:
+            return float("inf")
+        spent = sum(each.tokens for each in self.bought)
         left = float("inf") if self.max_tokens is None else (self.max_tokens - self.work.student.tokens.total) / 2
-        return min(self.round_tokens - spent, left)
+        return min(self.may_take(place.round) - spent, left)
 
     def _by_need(self, problems: Sequence[Problem], place: Place) -> list[Problem]:
         """Those first that were never sampled, then those whose band is least certain, or whose evidence is oldest."""

@@ -61,7 +61,7 @@ class Results:
 
 
 def _summary(report: StageReport, run: RunState) -> dict[str, Any]:
-    """A stage's entry in summary.json, with what was measured for it where measuring has a budget, and predicted."""
+    """A stage's entry in summary.json, with what was measured for it, and predicted."""
     bought, predicted = run.bought_for(report.place), [each.as_summary() for each in run.predictions_for(report.place)]
     others = {"measured": as_summary(bought), "predicted": predicted}
     return {**report.as_summary(), **{name: found for name, found in others.items() if found}}

@@ -121,10 +121,25 @@ class ConsolidationStage:
     seed_source: ReasoningDataModule
     drawn: bool = False
     """Each step draws its problems when it begins."""
+    older_than: int | None = None
+    """A problem that policies older than this version failed is in the set too, as far as it was not measured since:
+    what it is worth by now is left to the order. None where no order weighs that."""
 
     def build(self, strata: Strata, epoch: int) -> list[Problem]:
-        rng = self.seed_source.rng("review", self.place.round, epoch)
-        return list(consolidation_set(self.seed_source.routed(strata), self.review_share, rng))
+        data = self.seed_source
+        if old := self._failed_long_ago(strata):
+            strata = replace(strata, solved=strata.solved | old)
+            log.info("%s: %d problems are in the set that only older policies failed", self.place.label, len(old))
+        return list(
+            consolidation_set(data.routed(strata), self.review_share, data.rng("review", self.place.round, epoch))
+        )
+
+    def _failed_long_ago(self, strata: Strata) -> set[str]:
+        if self.older_than is None:
+            return set()
+        newest = self.seed_source.ledger.get
+        unsolved = (p.id for p in strata.medium + strata.hard if p.id not in strata.solved)
+        return {i for i in unsolved if (shown := newest(i)) is not None and shown.policy_version < self.older_than}
 
     def batches(self, rows: Sequence[Any], data: ReasoningDataModule, epoch: int, accumulate: int) -> list[PromptBatch]:
         return prompt_batches(rows, data, self.place, epoch, self.prompts_per_step, self.drawn)

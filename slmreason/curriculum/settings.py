@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -12,6 +13,8 @@ from slmreason.records import Place
 StageName = Literal["sft", "grpo", "cft"]
 CERTAIN = 0.9
 """Probability of a band, where nothing else is said, with which a problem needs no rollouts."""
+MOST_PARTS = 4
+"""Of the budget; the first round is taken for one of them where there are more rounds."""
 
 
 @dataclass
@@ -35,8 +38,9 @@ class ProbeSettings:
     """A problem is left out of the next wave too once at least half of its rollouts are in, all right or all wrong,
     such as 4 of 8 after the waves [4, 4]: fewer rollouts, and a few bands that all of them would have put elsewhere."""
     share: float | None = None
-    """Measuring outside GRPO takes at most this share of a round's tokens, which are `curriculum.max_tokens` divided by
-    the rounds, such as 0.15. What is least known is measured first; what was never measured for want of tokens is in no
+    """Measuring outside GRPO takes at most this share, such as 0.15, of the tokens that the run has taken when a round
+    ends: as many again as the round before took, in the first round `curriculum.max_tokens` divided by the rounds (by 4
+    where there are more). What is least known is measured first; what was never measured for want of tokens is in no
     band. No bound when not given."""
     predictor: Literal["none", "forward"] = "none"
     """What is known of a problem before its rollouts. `forward`: how likely the student finds the trace that came with
@@ -141,12 +145,22 @@ class CurriculumSettings:
         rounds = range(1, self.rounds + 1)
         return [Place(number, name) for number in rounds for name in self.stages]
 
-    @property
-    def probe_tokens(self) -> float | None:
-        """Tokens that measuring outside GRPO may take in a round; None for no bound."""
-        if self.probe.share is None or self.max_tokens is None:
-            return None
-        return self.probe.share * self.max_tokens / self.rounds
+    def probe_tokens(self, ended: Sequence[int]) -> float:
+        """Tokens that measuring outside GRPO may have taken, since the run began, by the end of a round.
+
+        A round is taken to be as long as the one before it. How long the first one is nobody knows: it is taken for its
+        part of the budget, and for a quarter of it where there are more than four rounds, since `rounds: 1000` means
+        round after round until the budget is spent.
+
+        Args:
+            ended: what the run had taken at the end of each earlier round, in their order.
+        """
+        assert self.probe.share is not None
+        assert self.max_tokens is not None
+        if not ended:
+            return self.probe.share * self.max_tokens / min(self.rounds, MOST_PARTS)
+        before = ended[-2] if len(ended) > 1 else 0
+        return self.probe.share * min(self.max_tokens, 2 * ended[-1] - before)
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or (self.max_tokens is not None and self.max_tokens < 1):

@@ -19,6 +19,7 @@ from slmreason.curriculum.settings import CurriculumSettings
 from slmreason.curriculum.state import Resumed, RunState
 from slmreason.curriculum.traces import TraceMaker
 from slmreason.data.datamodule import Restratified, StageSet
+from slmreason.data.order import Informative
 from slmreason.modules.base import StudentModule
 from slmreason.modules.cft import CFTModule
 from slmreason.modules.grpo import GRPOModule
@@ -202,15 +203,26 @@ class GRPOStage(Stage):
         self.grpo = module
         self.prompts_per_step = module.settings.prompts_per_step * accumulate
         self.drawn = module.settings.draws_at_each_step
+        order = module.settings.order
+        self.weighs_age = order == "informative" or isinstance(order, Informative)
 
     def prepare(self, place: Place, run: RunState) -> StageSet:
         self.prober.before(place, run.last_grpo_began)
-        return self.restore(place, run)
+        return self._consolidation(place, self.student.policy_version)
 
     def restore(self, place: Place, run: RunState) -> StageSet:
+        return self._consolidation(place, run.last_grpo_began or 0)
+
+    def _consolidation(self, place: Place, began: int) -> ConsolidationStage:
+        """
+        Args:
+            began: policy version that the fit begins with.
+        """
         if self.grpo.settings.rescue.kind is not None:
             self.grpo.traces.chosen = self.traces.chosen(self.files, place)
-        return ConsolidationStage(place, self.prompts_per_step, self.data.review_share, self.data, self.drawn)
+        older = began if self.weighs_age else None
+        data = self.data
+        return ConsolidationStage(place, self.prompts_per_step, data.review_share, data, self.drawn, older)
 
     def as_rows(self, drawn: Sequence[Any]) -> list[Any]:
         return list(drawn)

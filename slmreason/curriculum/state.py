@@ -90,7 +90,7 @@ class RunState:
     tokens: Tokens = field(default_factory=Tokens)
     """What the run has cost."""
     bought: list[Bought] = field(default_factory=list)
-    """What measuring took, where `curriculum.probe.share` bounds it."""
+    """What measuring outside GRPO took."""
     predictions: list[Prediction] = field(default_factory=list)
     """What `curriculum.probe.predictor` came to."""
     validated: dict[str, float] = field(default_factory=dict)
@@ -105,6 +105,11 @@ class RunState:
             tokens: what the run has cost by now.
         """
         self.reports.append(StageReport(place, outcome, seconds, rows, scores=[], tokens=replace(tokens)))
+
+    def ended(self, before: int) -> list[int]:
+        """What the run had taken at the end of each round before this one."""
+        last = {report.place.round: report.tokens.total for report in self.reports}
+        return [tokens for number, tokens in last.items() if 0 < number < before]
 
     def bought_for(self, place: Place) -> list[Bought]:
         """What measuring for a stage took."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slmreason.data.pooled import Pooled
 from slmreason.data.posterior import Array, Counts, Posterior, fitted_prior
@@ -46,6 +47,17 @@ class Spared:
     b: float
     """Of the Beta that is believed of its rho."""
     policy_version: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the evidence says of each of some problems."""
+
+    counts: Counts
+    sampled: NDArray[np.bool_]
+    """Whether there is any."""
+    solved: NDArray[np.bool_]
+    """Whether the newest has a right rollout."""
 
 
 FIELDS = get_type_hints(Evidence)
@@ -108,27 +120,46 @@ class Ledger:
         How far the policy has moved is counted up to the newest version that anything was sampled from: what is read
         back from the file says the same as what stood in memory.
         """
-        return self._counts([problem.id for problem in problems])
+        return self.known(problems).counts
 
-    def _counts(self, problem_ids: Sequence[str]) -> Counts:
+    def known(self, problems: Sequence[Problem]) -> Known:
+        """The counts of each problem, and whether it was sampled and solved."""
+        return self._known([problem.id for problem in problems])
+
+    def _known(self, problem_ids: Sequence[str]) -> Known:
         if self._pooled is not None:
-            return self._pooled.counts(problem_ids)
+            rows = self._pooled.rows(problem_ids)
+            return Known(self._pooled.counts_in(rows), rows >= 0, self._pooled.solved_in(rows))
         shown = [self._newest.get(problem_id) for problem_id in problem_ids]
         size = len(shown)
         right = np.fromiter((each.successes if each else 0 for each in shown), np.float64, size)
         attempts = np.fromiter((each.attempts if each else 0 for each in shown), np.float64, size)
-        return Counts(right, attempts - right, attempts)
+        return Known(Counts(right, attempts - right, attempts), attempts > 0, right > 0)
 
-    def posterior(self, problems: Sequence[Problem]) -> Posterior:
-        """What is believed of each problem, on its prior."""
-        counts, prior = self.counts(problems), self.prior(problems)
+    def posterior(
+        self, problems: Sequence[Problem], among: Sequence[Problem] | None = None, counts: Counts | None = None
+    ) -> Posterior:
+        """What is believed of each problem, on its prior.
+
+        Args:
+            among: the pool, where `problems` are a part of it. A part that was chosen by its evidence shows another
+                prior: where all were solved now and then, one beside which what each of them showed counts for little.
+            counts: of `problems`, where they have been looked up already.
+        """
+        if counts is None:
+            counts = self.counts(problems)
+        prior = self.prior(problems, counts if among is None else self.counts(among))
         return Posterior(counts.right + prior.a, counts.wrong + prior.b)
 
-    def prior(self, problems: Sequence[Problem]) -> Posterior:
+    def prior(self, problems: Sequence[Problem], pool: Counts | None = None) -> Posterior:
         """What is believed of each problem before its own rollouts: by prediction where there is one that is used, else
-        what these problems show together."""
-        pool = fitted_prior(self.counts(problems))
-        a, b = np.full(len(problems), pool.a), np.full(len(problems), pool.b)
+        what the pool shows.
+
+        Args:
+            pool: counts of the pool; those of `problems` where not given.
+        """
+        common = fitted_prior(self.counts(problems) if pool is None else pool)
+        a, b = np.full(len(problems), common.a), np.full(len(problems), common.b)
         predicted = self.predicted
         if predicted is not None and predicted.is_used:
             rows = np.fromiter((self._row.get(problem.id, -1) for problem in problems), np.int64, len(problems))
@@ -144,8 +175,14 @@ class Ledger:
         if self._predicted is None or self._predicted[0] != self.version:
             if self._features is None:
                 self._features = features(list(self._scores.values()))
-            self._predicted = self.version, predict(self._features, self._counts(list(self._scores)))
+            self._predicted = self.version, predict(self._features, self._known(list(self._scores)).counts)
         return self._predicted[1]
+
+    def are_predicted(self, problem_ids: Sequence[str]) -> NDArray[np.bool_]:
+        """Whether the prior of each problem is its own, by a prediction that is used."""
+        if self.predicted is None or not self.predicted.is_used:
+            return np.zeros(len(problem_ids), bool)
+        return np.fromiter(map(self._row.__contains__, problem_ids), bool, len(problem_ids))
 
     def is_predicted(self, problem_id: str) -> bool:
         """Whether the prior of a problem is its own, by a prediction that is used."""
@@ -185,21 +222,24 @@ class Ledger:
 
     def take(self, evidence: Iterable[Evidence], place: Place) -> None:
         """Adds evidence that has been counted already."""
-        new = list(evidence)
-        self._append(lambda files: files.ledger, [{**to_json(each), **to_json(place)} for each in new])
+        new, where = list(evidence), to_json(place)
+        if new:
+            self._append(lambda files: files.ledger, ({**to_json(each), **where} for each in new))
         for each in new:
             self._note(each)
 
     def score(self, scores: Iterable[TraceScores], place: Place) -> None:
         """Adds scores of traces: from now on they predict the rates of their problems, where that is worth it."""
         new = list(scores)
-        self._append(lambda files: files.trace_scores, [{**to_json(each), **to_json(place)} for each in new])
+        if new:
+            self._append(lambda files: files.trace_scores, [{**to_json(each), **to_json(place)} for each in new])
         for each in new:
             self._note_scores(each)
 
     def spare(self, spared: Iterable[Spared], place: Place) -> None:
         """Writes down which problems are not sampled, for whoever wants to see it: nothing is read of it."""
-        self._append(lambda files: files.predicted, [{**to_json(each), **to_json(place)} for each in spared])
+        if rows := [{**to_json(each), **to_json(place)} for each in spared]:
+            self._append(lambda files: files.predicted, rows)
 
     def harvest(self, groups: Iterable[RolloutGroup], place: Place) -> None:
         """Keeps all-zero groups, with their attempts, for the Critique Set of the next fit.
@@ -211,7 +251,8 @@ class Ledger:
         for group in kept:
             if not group.all_zero:
                 raise ValueError(f"problem {group.problem.id}: only a group whose rollouts all failed is harvested")
-        self._append(lambda files: files.harvest, [to_json(HarvestRow(place, group)) for group in kept])
+        if kept:
+            self._append(lambda files: files.harvest, (to_json(HarvestRow(place, group)) for group in kept))
         self._harvest.extend((place, group) for group in kept)
         self.version += len(kept)
 
@@ -241,8 +282,8 @@ class Ledger:
         self._features = None
         self.version += 1
 
-    def _append(self, file: Callable[[RunFolder], Path], rows: list[dict[str, Any]]) -> None:
-        if self._files is not None and rows:
+    def _append(self, file: Callable[[RunFolder], Path], rows: Iterable[dict[str, Any]]) -> None:
+        if self._files is not None:
             append_records(file(self._files), rows)
 
 

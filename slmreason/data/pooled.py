@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from slmreason.records import Evidence
 
 
 class Pooled:
-    """Weighted counts of each problem: constant time for each piece of evidence, four numbers for each problem."""
+    """Weighted counts of each problem: constant time for each piece of evidence, a few numbers for each problem."""
 
     def __init__(self, half_life: float) -> None:
         """
@@ -27,6 +28,8 @@ class Pooled:
         self._right, self._wrong, self._squares = array("d"), array("d"), array("d")
         self._version = array("q")
         """The policy version that a problem's counts are weighted for: the newest that it was sampled from."""
+        self._solved = array("b")
+        """Whether a problem's newest evidence has a right rollout."""
 
     def add(self, evidence: Evidence) -> None:
         """Counts what rollouts of one policy showed; it may be older than what is there."""
@@ -35,6 +38,8 @@ class Pooled:
             for column in (self._right, self._wrong, self._squares):
                 column.append(0.0)
             self._version.append(evidence.policy_version)
+            self._solved.append(0)
+        self._solved[row] = evidence.successes > 0
         self.newest_version = max(self.newest_version, evidence.policy_version)
         moved = evidence.policy_version - self._version[row]
         old, new = 1.0, 1.0
@@ -48,10 +53,20 @@ class Pooled:
         self._wrong[row] = old * self._wrong[row] + new * wrong
         self._squares[row] = old**2 * self._squares[row] + new**2 * evidence.attempts
 
+    def rows(self, problem_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Where these problems stand here; -1 where one was never sampled. Finding them takes longer than the rest."""
+        return np.fromiter(map(self._row.get, problem_ids, repeat(-1)), np.int64, len(problem_ids))
+
+    def solved_in(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the newest evidence of the problems in these rows has a right rollout."""
+        return self._of(self._solved, rows) > 0
+
     def counts(self, problem_ids: Sequence[str]) -> Counts:
         """Counts of these problems, weighted for the newest policy; zeros where a problem was never sampled."""
-        row = self._row
-        rows = np.fromiter((row.get(problem_id, -1) for problem_id in problem_ids), np.int64, len(problem_ids))
+        return self.counts_in(self.rows(problem_ids))
+
+    def counts_in(self, rows: NDArray[np.int64]) -> Counts:
+        """The same of the problems in these rows."""
         version = self._of(self._version, rows)
         fade = 0.5 ** ((self.newest_version - version) / self.half_life)
         right, wrong = fade * self._of(self._right, rows), fade * self._of(self._wrong, rows)

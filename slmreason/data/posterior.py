@@ -105,6 +105,14 @@ class Posterior:
         """E[rho]"""
         return self.a / (self.a + self.b)
 
+    def distinct(self) -> tuple[Posterior, NDArray[np.intp]]:
+        """The different ones among these posteriors, and which of them each problem has: many share their counts."""
+        a, of_a = np.unique(self.a, return_inverse=True)
+        b, of_b = np.unique(self.b, return_inverse=True)
+        # Sorting whole numbers is many times faster than sorting pairs.
+        pairs, where = np.unique(of_a * len(b) + of_b, return_inverse=True)
+        return Posterior(a[pairs // len(b)], b[pairs % len(b)]), where
+
     def bands(self, medium: float, simple: float) -> Array:
         """P(hard), P(medium), P(simple) of each problem. [problems, 3]
 
@@ -150,21 +158,17 @@ def informative_rate(rho: Array, group_size: int) -> Array:
 def below(a: Array, b: Array, x: float) -> Array:
     """P(rho < x) under Beta(a, b): the regularised incomplete beta function I_x(a, b), to about 1e-10.
 
-    Many problems of a pool share their counts, so each pair is computed once.
-
     Args:
         a, b: of one shape [n], all above 0.
         x: within 0 and 1.
 
     Source: the continued fraction of NIST DLMF 8.17.22, by the modified method of Lentz.
     """
-    pairs, where = np.unique(a + 1j * b, return_inverse=True)
-    found = np.empty(len(pairs))
-    for start in range(0, len(pairs), BLOCK):
-        block = pairs[start : start + BLOCK]
-        found[start : start + BLOCK] = _incomplete_beta(block.real.copy(), block.imag.copy(), x)
-    result: Array = found[where.reshape(-1)]
-    return result
+    found = np.empty(len(a))
+    for start in range(0, len(a), BLOCK):
+        block = slice(start, start + BLOCK)
+        found[block] = _incomplete_beta(a[block], b[block], x)
+    return found
 
 
 def _incomplete_beta(a: Array, b: Array, x: float) -> Array:

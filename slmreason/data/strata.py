@@ -6,9 +6,11 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress, repeat
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slmreason.data.ledger import Ledger
 from slmreason.data.posterior import HALF_LIFE, Posterior
@@ -33,6 +35,11 @@ class Bands:
     def __post_init__(self) -> None:
         if not 0 < self.medium < self.simple <= 1:
             raise ValueError(f"bands need 0 < medium < simple <= 1, got medium={self.medium}, simple={self.simple}")
+        if self.evidence_model == "posterior" and self.simple == 1:
+            raise ValueError(
+                "data.bands.simple: 1.0: by the posterior no problem is sure to be solved always, so none would be "
+                "mastered; set it below 1, such as 0.9, or evidence_model: newest"
+            )
         if self.half_life is None:
             return
         if self.half_life <= 0:
@@ -89,8 +96,12 @@ class Strata:
 
     def moves_from(self, before: Mapping[str, Band]) -> Counter[str]:
         """How many problems moved between which bands since `before` (band by id), as `{"hard->medium": 12}`."""
-        new = self.band_of.items()
-        return Counter(f"{before[i]}->{band}" for i, band in new if i in before and before[i] != band)
+        moves: Counter[str] = Counter()
+        for band in BAND_NAMES:
+            ids = [problem.id for problem in getattr(self, band)]
+            came = Counter(map(before.get, ids, repeat(band)))
+            moves |= Counter({f"{old}->{band}": count for old, count in came.items() if old != band})
+        return moves
 
 
 def stratify(ledger: Ledger, problems: Iterable[Problem], bands: Bands) -> Strata:
@@ -98,7 +109,7 @@ def stratify(ledger: Ledger, problems: Iterable[Problem], bands: Bands) -> Strat
     if bands.fading is not None:
         return _by_posterior(ledger, problems, bands)
     groups: dict[str, list[Problem]] = {name: [] for name in (*BAND_NAMES, "unknown")}
-    solved = set()
+    solved = []
     for problem in problems:
         evidence = ledger.get(problem.id)
         if evidence is None:
@@ -106,7 +117,7 @@ def stratify(ledger: Ledger, problems: Iterable[Problem], bands: Bands) -> Strat
             continue
         groups[bands.of(evidence.rho)].append(problem)
         if evidence.successes:
-            solved.add(problem.id)
+            solved.append(problem.id)
     return _strata(groups, solved)
 
 
@@ -116,28 +127,38 @@ BANDS_OF_POSTERIOR: tuple[Band, ...] = ("hard", "medium", "simple")
 
 def likeliest(posterior: Posterior, bands: Bands) -> tuple[list[Band], list[float]]:
     """The most probable band of each problem, and how probable it is."""
-    shares = posterior.bands(bands.medium, bands.simple)  # [problems, 3]
+    columns, certainty = _likeliest(posterior, bands)
+    return [BANDS_OF_POSTERIOR[column] for column in columns.tolist()], certainty
+
+
+def _likeliest(posterior: Posterior, bands: Bands) -> tuple[NDArray[np.intp], list[float]]:
+    """The column of the most probable band of each problem, and how probable it is."""
+    distinct, where = posterior.distinct()
+    shares = distinct.bands(bands.medium, bands.simple)  # [distinct posteriors, 3]
     best = shares.argmax(axis=1)
-    certainty = np.take_along_axis(shares, best[:, None], axis=1)[:, 0]
-    return [BANDS_OF_POSTERIOR[column] for column in best.tolist()], certainty.tolist()
+    certainty = np.take_along_axis(shares, best[:, None], axis=1)[:, 0].tolist()
+    return best[where], [certainty[place] for place in where.tolist()]
 
 
 def _by_posterior(ledger: Ledger, problems: Iterable[Problem], bands: Bands) -> Strata:
+    """In passes over the whole pool, each in C: a million problems are looked up once."""
     pool = list(problems)
-    groups: dict[str, list[Problem]] = {name: [] for name in (*BAND_NAMES, "unknown")}
-    solved, predicted, certainty = set(), set(), {}
-    for problem, band, share in zip(pool, *likeliest(ledger.posterior(pool), bands), strict=True):
-        evidence = ledger.get(problem.id)
-        if evidence is None and not ledger.is_predicted(problem.id):
-            groups["unknown"].append(problem)
-            continue
-        groups[band].append(problem)
-        certainty[problem.id] = share
-        if evidence is None:
-            predicted.add(problem.id)
-        if (evidence.successes > 0) if evidence is not None else (band != "hard"):
-            solved.add(problem.id)
-    return replace(_strata(groups, solved), certainty=certainty, predicted=frozenset(predicted))
+    known, ids = ledger.known(pool), [problem.id for problem in pool]
+    columns, certainty = _likeliest(ledger.posterior(pool, counts=known.counts), bands)
+    alone = ledger.are_predicted(ids) & ~known.sampled
+    has_band = known.sampled | alone
+    groups: dict[str, Sequence[Problem]] = {
+        band: tuple(compress(pool, ((columns == column) & has_band).tolist()))
+        for column, band in enumerate(BANDS_OF_POSTERIOR)
+    }
+    groups["unknown"] = tuple(compress(pool, (~has_band).tolist()))
+    solved = known.solved | (alone & (columns != BANDS_OF_POSTERIOR.index("hard")))
+    sure = has_band.tolist()
+    return replace(
+        _strata(groups, compress(ids, solved.tolist())),
+        certainty=dict(zip(compress(ids, sure), compress(certainty, sure), strict=True)),
+        predicted=frozenset(compress(ids, alone.tolist())),
+    )
 
 
 def _strata(groups: Mapping[str, Sequence[Problem]], solved: Iterable[str]) -> Strata:

@@ -95,7 +95,7 @@ class SamplingModule(StudentModule):
 
     def _posterior(self, problems: Sequence[Problem]) -> Posterior:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        posterior: Posterior = data.ledger.posterior(problems)
+        posterior: Posterior = data.ledger.posterior(problems, among=data.problems)
         return posterior
 
     def _wanted(self, batch: DrawnBatch, groups: Sequence[RolloutGroup]) -> int:

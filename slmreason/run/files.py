@@ -14,6 +14,7 @@ import shutil
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -200,8 +201,12 @@ def parse_line(line: bytes) -> Any:
         raise ValueError(f"cannot be read as JSON: {error}") from error
 
 
+AT_ONCE = 8192
+"""Records that are held as text at a time: a million of them would be most of what a pool of that size takes."""
+
+
 def append_records(path: Path, records: Iterable[Any]) -> None:
-    """Adds records to the end of a JSONL file in one write, synced; a crash leaves at worst a torn last line.
+    """Adds records to the end of a JSONL file, synced; a crash leaves the first of them, at worst a torn last line.
 
     Raises:
         OSError: they cannot be written, e.g. since the disk is full; the file is as it was.
@@ -209,15 +214,16 @@ def append_records(path: Path, records: Iterable[Any]) -> None:
     if not is_first():
         return
     rows = (record if isinstance(record, dict) else to_json(record) for record in records)
-    text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
+    lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _naming(path), open(path, "ab", buffering=0) as file:
-        size, data = file.tell(), text.encode()
+        size = file.tell()
         try:
-            while data:
-                data = data[file.write(data) :]
+            while data := "".join(islice(lines, AT_ONCE)).encode():
+                while data:
+                    data = data[file.write(data) :]
             os.fsync(file.fileno())
-        except OSError:
+        except BaseException:
             file.truncate(size)
             raise
 
@@ -235,17 +241,32 @@ def placed_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """`read_lines`, with where each row stands."""
     if not path.exists():
         return
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data) and is_first():
-        with open(path, "r+b") as file:
-            file.truncate(end)
-    for number, line in enumerate(data[:end].splitlines(), start=1):
-        location = f"{path}, line {number}"
-        try:
-            row = parse_line(line)
-        except ValueError as error:
-            raise ValueError(f"{location}: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{location}: must be an object, not {reprlib.repr(row)}")
-        yield location, row
+    end = _end_of_lines(path)
+    if end < path.stat().st_size and is_first():
+        os.truncate(path, end)
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return  # torn, and another process cuts it off
+            location = f"{path}, line {number}"
+            try:
+                row = parse_line(line)
+            except ValueError as error:
+                raise ValueError(f"{location}: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{location}: must be an object, not {reprlib.repr(row)}")
+            yield location, row
+
+
+def _end_of_lines(path: Path, block: int = 1 << 16) -> int:
+    """Bytes of a file up to the end of its last whole line."""
+    with open(path, "rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        while position:
+            start = max(0, position - block)
+            file.seek(start)
+            newline = file.read(position - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            position = start
+    return 0

@@ -169,7 +169,8 @@ def prober_in(
     data.ledger = Ledger(folder / "run", BANDS.fading)
     grpo, settings = GRPOSettings(max_completion_tokens=80), ProbeSettings(attempts=4, predictor="forward", **probe)
     predictor = Predictor(work, data, scorable(data.problems, {}, student, 512), certain, journal)
-    return Prober(work, data, grpo, AnswerReward(), settings, None, round_tokens, predictor)
+    may_take = None if round_tokens is None else lambda _: round_tokens
+    return Prober(work, data, grpo, AnswerReward(), settings, None, may_take, predictor)
 
 
 def files(prober: Prober, folder: Path) -> dict[str, bytes]:

@@ -11,10 +11,11 @@ from rich.console import Console
 from slmreason.curriculum import prober as module
 from slmreason.curriculum.prober import Prober
 from slmreason.curriculum.settings import CheckpointSettings, CurriculumSettings, ProbeSettings
+from slmreason.curriculum.state import RunState
 from slmreason.curriculum.work import Work
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules.settings import GRPOSettings
-from slmreason.records import Evidence, Place, RolloutGroup
+from slmreason.records import Evidence, Place, RolloutGroup, Tokens
 from slmreason.rollout.transformers import HFEngine
 from slmreason.run.journal import Journal
 from slmreason.student import Student
@@ -35,7 +36,8 @@ def prober_in(folder: Path, count: int = 12, round_tokens: float | None = None, 
     data = ReasoningDataModule(f"embedded:chain/train?count={count}")
     data.load(student.prompt_length, {})
     grpo = GRPOSettings(max_completion_tokens=80)
-    return Prober(work, data, grpo, AnswerReward(), ProbeSettings(**probe), None, round_tokens)
+    may_take = None if round_tokens is None else lambda _: round_tokens
+    return Prober(work, data, grpo, AnswerReward(), ProbeSettings(**probe), None, may_take)
 
 
 def shown(prober: Prober) -> dict[str, Evidence]:
@@ -131,10 +133,33 @@ def test_what_is_not_known_is_bought_first(tmp_path: Path) -> None:
     assert all(problem.id in known for problem in prober.data.problems[8:])
 
 
-def test_a_round_without_tokens_left_buys_nothing(tmp_path: Path) -> None:
+def test_a_round_without_tokens_left_buys_nothing_and_says_that_nothing_is_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     prober = prober_in(tmp_path, round_tokens=10)
     assert measured(prober) == {}
     assert prober.bought[0].tokens == 0
+    assert "curriculum.probe.share leaves 10 tokens, and one problem may take 640" in caplog.text
+
+
+def test_what_earlier_rounds_bought_counts(tmp_path: Path) -> None:
+    prober = prober_in(tmp_path, count=40, round_tokens=8 * 80 * 10)
+    measured(prober)
+    first = prober.bought[0].tokens
+    prober.measure(prober.data.problems, Place(2, "sft"), "probe")
+    assert first > 8 * 80 * 10 / 2
+    assert sum(bought.tokens for bought in prober.bought) < 1.2 * 8 * 80 * 10
+
+
+def test_without_a_budget_too_it_is_noted_what_was_measured(tmp_path: Path) -> None:
+    prober = prober_in(tmp_path)
+    known = measured(prober)
+    measured(prober)
+    first, again = prober.bought
+    assert (first.wanted, first.problems, first.first_bands, first.rollouts) == (12, 12, 12, 96)
+    assert (again.problems, again.first_bands) == (12, 0)
+    assert first.tokens == sum(each.tokens for each in known.values())
+    assert first.tokens + again.tokens == prober.work.student.tokens.sampled
 
 
 @pytest.mark.parametrize(
@@ -155,4 +180,20 @@ def test_a_share_of_a_round_needs_to_know_what_a_round_has() -> None:
     with pytest.raises(ValueError, match=r"curriculum\.probe\.share: .*curriculum\.max_tokens"):
         CurriculumSettings(probe=ProbeSettings(share=0.15))
     settings = CurriculumSettings(probe=ProbeSettings(share=0.15), rounds=2, max_tokens=1000)
-    assert settings.probe_tokens == pytest.approx(75)
+    assert settings.probe_tokens([]) == pytest.approx(75)
+
+
+@pytest.mark.parametrize(
+    ("ended", "foreseen"),
+    [([], 2500), ([4000], 8000), ([4000, 5000], 6000), ([4000, 9000], 10_000)],
+)
+def test_a_round_is_taken_to_be_as_long_as_the_one_before_it(ended: list[int], foreseen: int) -> None:
+    settings = CurriculumSettings(probe=ProbeSettings(share=0.1), rounds=1000, max_tokens=10_000)
+    assert settings.probe_tokens(ended) == pytest.approx(0.1 * foreseen)
+
+
+def test_rounds_have_ended_at_the_tokens_of_their_last_stage() -> None:
+    run = RunState()
+    for place, tokens in ((Place(0, "base"), 0), (Place(1, "sft"), 10), (Place(1, "grpo"), 30), (Place(2, "sft"), 50)):
+        run.report(place, "done", Tokens(sampled=tokens))
+    assert (run.ended(before=1), run.ended(before=2), run.ended(before=3)) == ([], [30], [30, 50])

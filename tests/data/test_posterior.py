@@ -61,6 +61,15 @@ def test_an_informative_group_is_as_likely_as_drawn_rates_say() -> None:
     np.testing.assert_allclose(drawn.mean(axis=0), informative_probability(a, b, 8), atol=0.01)
 
 
+def test_the_different_posteriors_of_a_pool_are_given_once_each() -> None:
+    rng = np.random.default_rng(0)
+    pool = Posterior(0.5 + rng.integers(0, 9, 500), 0.5 + rng.integers(0, 5, 500))
+    distinct, where = pool.distinct()
+    np.testing.assert_array_equal(distinct.a[where], pool.a)
+    np.testing.assert_array_equal(distinct.b[where], pool.b)
+    assert len(distinct.a) == len(set(zip(pool.a.tolist(), pool.b.tolist(), strict=True))) < 500
+
+
 def test_one_rollout_is_never_an_informative_group() -> None:
     np.testing.assert_allclose(informative_probability(np.array([0.3]), np.array([7.0]), 1), 0, atol=1e-12)
 
