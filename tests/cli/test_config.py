@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 
 from slmreason.cli import main
-from slmreason.cli.config import build_parser, fresh_trainer_config, instantiate, parse
+from slmreason.cli.config import build_parser, expand, fresh_trainer_config, instantiate, parse, trainer_of_run
 from slmreason.cli.errors import ConfigError
 from slmreason.cli.recipes import RECIPES, find_recipe
 from slmreason.modules.settings import GRPOSettings
@@ -41,6 +42,24 @@ def test_each_fit_gets_callbacks_and_loggers_of_its_own(tmp_path: Path) -> None:
     config = parsed("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path))
     first, second = fresh_trainer_config(config), fresh_trainer_config(config)
     assert first["logger"] is not second["logger"]
+    assert first["callbacks"][0] is not second["callbacks"][0]
+
+
+def test_mlflow_has_its_own_home_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    chosen, home = "--trainer.logger=MLFlowLogger", "--trainer.logger.tracking_uri=sqlite:///mlflow.db"
+    assert expand([chosen])[1:] == [home]
+    other = "--trainer.logger.tracking_uri=http://a.example"
+    assert expand([chosen, other]) == [chosen, other]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://b.example")
+    assert expand([chosen]) == [chosen]
+
+
+def test_the_fits_of_a_run_have_the_same_loggers_and_callbacks_of_their_own(tmp_path: Path) -> None:
+    fresh = trainer_of_run(parsed("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path)))
+    first, second = fresh(), fresh()
+    assert isinstance(first["logger"], CSVLogger)
+    assert first["logger"] is second["logger"]
     assert first["callbacks"][0] is not second["callbacks"][0]
 
 
