@@ -95,7 +95,8 @@ def of_run(logger: Logger, axis: Axis, tokens: Callable[[], int]) -> RunLogger:
         tokens: gives what the run has cost.
     """
     own = type(logger)
-    logger.__class__ = type(own.__name__, (RunLogger, own), {"__module__": own.__module__})
+    name = f"of_run.<locals>.{own.__name__}"  # a local class: in a later config the name means the logger's own
+    logger.__class__ = type(own.__name__, (RunLogger, own), {"__module__": __name__, "__qualname__": name})
     assert isinstance(logger, RunLogger)
     logger.axis, logger.tokens = axis, tokens
     logger.spelled = _as_mlflow_spells if isinstance(logger, MLFlowLogger) else str

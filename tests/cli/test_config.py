@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from slmreason.cli.errors import ConfigError
 from slmreason.cli.recipes import RECIPES, find_recipe
 from slmreason.modules.settings import GRPOSettings
 from slmreason.records import Problem
+from slmreason.run.loggers import Axis, of_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +55,16 @@ def test_mlflow_has_its_own_home_where_none_is_given(monkeypatch: pytest.MonkeyP
     assert expand([chosen, other]) == [chosen, other]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://b.example")
     assert expand([chosen]) == [chosen]
+
+
+def test_a_logger_that_a_run_had_leaves_its_name_to_its_class(tmp_path: Path) -> None:
+    """One process may fit several times, and chooses loggers by their short names."""
+    had = of_run(CSVLogger(tmp_path), Axis(), lambda: 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = parsed("--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}")
+    assert config.trainer.logger.class_path == "lightning.pytorch.loggers.CSVLogger"
+    assert isinstance(had, CSVLogger)
 
 
 def test_the_fits_of_a_run_have_the_same_loggers_and_callbacks_of_their_own(tmp_path: Path) -> None:
