@@ -93,7 +93,7 @@ class Curriculum:
         scorer = Scorer(self.work, parts.reward, parts.benchmarks, parts.evaluation, self.files)
         self.experiment = Experiment(given_loggers(flags), self.files, lambda: self.student.tokens)
         self.results = Results(scorer, settings, self.files, self.console, self.experiment.show_scores)
-        self.curve = CurvePoints(scorer, settings, self.files)
+        self.curve = CurvePoints(scorer, settings, self.files, self.experiment.show_scores)
         self.fits = Fits(
             settings=settings,
             data=parts.data,
@@ -272,7 +272,7 @@ class Curriculum:
         if not is_scored:
             self.curve.measure(place)
         self.state.evaluate = is_scored
-        self.experiment.show({})
+        self.experiment.show(self.reports[-1].validated)
         save_after_stage(self.files.path, self._between_stages(), self.student, self.settings.checkpoint.keep)
         self.journal.clear()
         self._score()

@@ -6,14 +6,13 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from slmreason.curriculum.state import StageReport
+from slmreason.evaluate.benchmarks import Score
 from slmreason.records import Tokens
 from slmreason.run.files import write_text
 from slmreason.run.folder import RunFolder
@@ -133,9 +132,9 @@ class Experiment:
         """How many problems are in each band."""
         self.show({f"bands/{band}": float(count) for band, count in counts.items()})
 
-    def show_scores(self, report: StageReport) -> None:
-        """The benchmarks after a stage."""
-        self.show({f"benchmark/{score.benchmark}/{score.metric}": score.value for score in report.scores})
+    def show_scores(self, scores: Sequence[Score]) -> None:
+        """What the benchmarks came to."""
+        self.show({f"benchmark/{score.benchmark}/{score.metric}": score.value for score in scores})
 
     def log(self, metrics: dict[str, float]) -> None:
         """Logs what belongs to the step at hand."""
@@ -152,7 +151,7 @@ def token_metrics(tokens: Tokens, spent: dict[str, int]) -> dict[str, float]:
     Args:
         spent: on anything but the fits.
     """
-    kinds = {f"tokens/{kind}": float(count) for kind, count in asdict(tokens).items()}
+    kinds = {f"tokens/{kind}": float(count) for kind, count in tokens.as_summary().items()}
     uses = {**spent, "fits": tokens.total - sum(spent.values())}
     return kinds | {f"spent/{use}": float(count) for use, count in uses.items()}
 

@@ -32,7 +32,7 @@ class Results:
         settings: CurriculumSettings,
         files: RunFolder,
         console: Console,
-        show_scores: Callable[[StageReport], None],
+        show_scores: Callable[[Sequence[Score]], None],
     ) -> None:
         """
         Args:
@@ -57,7 +57,7 @@ class Results:
         report = run.reports[-1]
         if run.evaluate and self.scorer.benchmarks:
             self.scorer.score(report, note)
-            self.show_scores(report)
+            self.show_scores(report.scores)
         run.evaluate = False
         before = run.reports[-2].tokens.total if len(run.reports) > 1 else 0
         log.info("%s", report.describe(report.tokens.total - before))
