@@ -9,6 +9,7 @@ from slmreason.callbacks.harvest import HarvestAllZeroGroups
 from slmreason.callbacks.health import TrainingHealth
 from slmreason.callbacks.predicted import LogPrediction
 from slmreason.callbacks.progress import StageLines, StageProgressBar
+from slmreason.callbacks.rate import LogLearningRate
 from slmreason.callbacks.reprobe import Reprobe
 from slmreason.callbacks.samples import SampleCompletions
 from slmreason.modules.record import RecordRollouts
@@ -18,6 +19,7 @@ __all__ = [
     "HarvestAllZeroGroups",
     "KeepCheckpoints",
     "LogDivergence",
+    "LogLearningRate",
     "LogPrediction",
     "MeasureAtBudgets",
     "OutOfTime",

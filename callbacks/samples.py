@@ -18,6 +18,7 @@ from rich.text import Text
 
 from slmreason.records import Rollout, RolloutGroup
 from slmreason.run.folder import StageFolder
+from slmreason.run.loggers import step_of
 from slmreason.runtime.lightning_internals import logging_step
 from slmreason.runtime.redact import shown
 
@@ -92,7 +93,7 @@ def log_table(trainer: L.Trainer, name: str, rows: Sequence[dict[str, Any]]) -> 
     cells = [[shown(value) if isinstance(value, str) else value for value in row.values()] for row in rows]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(name, markdown_table(columns, cells), step)
+            logger.experiment.add_text(name, markdown_table(columns, cells), step_of(logger, step))
         elif hasattr(logger, "log_table"):
             logger.log_table(name, columns=columns, data=cells, step=step)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import zlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 
 from slmreason.records import Problem
 from slmreason.verify.rewards import RewardFn, Verdict
@@ -73,3 +77,38 @@ class Raises(Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         raise RuntimeError("as it was told to")
+
+
+class Recorder(Logger):
+    """Writes what it is told into a file, a line a call. RECORDER_FAILS is what it says when it is asked to begin."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = Path(path)
+
+    @property
+    def name(self) -> str:
+        return "recorded"
+
+    @property
+    def version(self) -> str:
+        if why := os.environ.get("RECORDER_FAILS"):
+            raise RuntimeError(why)
+        return "the only one"
+
+    def resume(self, version: str, step: int | None) -> None:
+        self._write(call="resume", version=version, step=step)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._write(call="log", metrics={name: float(value) for name, value in metrics.items()}, step=step)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self._write(call="config")
+
+    def finalize(self, status: str) -> None:
+        self._write(call="finalize", status=status)
+
+    def _write(self, **call: Any) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(call) + "\n")

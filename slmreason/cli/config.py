@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from argparse import SUPPRESS
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, NoReturn
 
@@ -50,8 +50,19 @@ CLASS_KEYS: dict[str, type] = {"rollout": RolloutEngine, "teacher": Teacher, "re
 """Keys whose value is a class with its arguments."""
 
 
-LOGGER_PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
-"""Loggers that need a package, which is also the name of the extra that brings it."""
+LOGGER_PACKAGES = {
+    "TensorBoardLogger": "tensorboard",
+    "WandbLogger": "wandb",
+    "MLFlowLogger": "mlflow",
+    "CometLogger": "comet_ml",
+    "NeptuneLogger": "neptune",
+    "LitLogger": "litlogger",
+}
+"""The module that a logger needs."""
+EXTRAS = ("tensorboard", "wandb", "mlflow")
+"""Those of them that an extra of the same name brings."""
+MLFLOW_HOME = "sqlite:///mlflow.db"
+"""Where MLflow itself keeps what it is told, where nothing is said; Lightning's `./mlruns` it takes no more."""
 
 
 class Parser(LightningArgumentParser):
@@ -213,6 +224,9 @@ def expand(args: Sequence[str]) -> list[str]:
     given = any(re.match(r"--trainer\.logger\.(init_args\.)?save_dir\b", arg) for arg in result)
     if chosen is not None and chosen.rpartition(".")[2] in folderless and not given:
         result.append(f"--trainer.logger.save_dir={_option(result, '--run_dir') or 'runs'}/loggers")
+    has_home = given or "MLFLOW_TRACKING_URI" in os.environ or any("tracking_uri" in arg for arg in result)
+    if chosen is not None and chosen.rpartition(".")[2] == "MLFlowLogger" and not has_home:
+        result.append(f"--trainer.logger.tracking_uri={MLFLOW_HOME}")
     return result
 
 
@@ -245,25 +259,52 @@ _TEXTS = ("instruction", "class_path")
 """Keys whose texts are no paths."""
 
 
+def trainer_of_run(config: Namespace) -> Callable[[], dict[str, Any]]:
+    """Gives keyword arguments for a Trainer: each has callbacks and plugins of its own, and all have the same loggers.
+
+    Some loggers begin an experiment as soon as they are made, and a run has one.
+
+    Raises:
+        ConfigError: a logger cannot be made; the message says why, and names the package where that is missing.
+    """
+    rest = config.clone()
+    rest.trainer.logger = None
+    loggers = fresh_trainer_config(config)["logger"]
+    return lambda: {**fresh_trainer_config(rest), "logger": loggers}
+
+
 def fresh_trainer_config(config: Namespace) -> dict[str, Any]:
     """Keyword arguments for a Trainer, with callbacks, loggers and plugins newly made: each fit has its own.
 
     Raises:
-        ConfigError: a logger's package is not installed; the message names the extra.
+        ConfigError: a logger cannot be made; the message says why, and names the package where that is missing.
     """
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(L.Trainer, "trainer")
     try:
         made = parser.instantiate_classes(Namespace(trainer=config.trainer.clone()))
-    except ValueError as error:
-        for logger, package in LOGGER_PACKAGES.items():
-            if f".{logger}'" in str(error) and find_spec(package) is None:
-                raise ConfigError(
-                    f"trainer.logger: {logger} needs {package}, which is not installed: "
-                    f"pip install 'slmreason[{package}]'"
-                ) from error
+    except Exception as error:
+        refuse_logger(error)
         raise
     return dict(vars(made.trainer))
+
+
+def refuse_logger(error: Exception) -> None:
+    """
+    Raises:
+        ConfigError: a logger could not be made, for want of a package or since what it talks to says no.
+    """
+    for logger, module in LOGGER_PACKAGES.items():
+        if f".{logger}'" in str(error) and find_spec(module) is None:
+            package = f"'slmreason[{module}]'" if module in EXTRAS else module.replace("_", "-")
+            raise ConfigError(
+                f"trainer.logger: {logger} needs {module}, which is not installed: pip install {package}"
+            ) from error
+    if type(error).__name__ == "MlflowException":
+        why = " ".join(str(error).split())
+        raise ConfigError(
+            f"trainer.logger: MLflow takes no trainer.logger.tracking_uri such as this one, try {MLFLOW_HOME}: {why}"
+        ) from error
 
 
 def instantiate(parser: Parser, config: Namespace, sections: Sequence[str] | None = None) -> Namespace:

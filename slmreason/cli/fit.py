@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -16,7 +15,7 @@ import yaml
 from jsonargparse import Namespace
 
 from slmreason.cli.command import Command, Job, Request
-from slmreason.cli.config import Parser, fresh_trainer_config, instantiate
+from slmreason.cli.config import Parser, instantiate, trainer_of_run
 from slmreason.cli.difference import GROWS, differing_keys
 from slmreason.cli.errors import ConfigError
 from slmreason.cli.parts import load_data, place, traces_to_score
@@ -94,7 +93,7 @@ class Fit:
             raise ConfigError("curriculum.budgets: benchmarks is empty, so there is nothing to measure at them")
         check_choice(made.curriculum, made.validation.samples, bool(made.data.holdout))
         validate_on_holdout(modules.values(), made, config)
-        fresh = partial(fresh_trainer_config, config)
+        fresh = trainer_of_run(config)
         traces, critiques = given_files(made.data, made.bridge.traces, made.critique.records)
         scored = traces_to_score(made, traces, measures=made.curriculum.probe.refresh != "never")
         stages = [modules[stage] for stage in dict.fromkeys(made.curriculum.stages)]

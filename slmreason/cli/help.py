@@ -51,6 +51,7 @@ COMMON: dict[str, Keys] = {
     "Lightning": (
         ("trainer.devices", "number", "and trainer.strategy ddp or fsdp; any other flag of its Trainer too"),
         ("trainer.max_time", "DD:HH:MM:SS", "of the whole run"),
+        ("trainer.logger", "class", "TensorBoardLogger, WandbLogger, MLFlowLogger: one experiment over all stages"),
     ),
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ from slmreason.callbacks import LogPrediction, OutOfTime
 from slmreason.curriculum.choice import Choice
 from slmreason.curriculum.clock import RunClock
 from slmreason.curriculum.curve import CurvePoints
+from slmreason.curriculum.experiment import Experiment
 from slmreason.curriculum.fits import Fits
 from slmreason.curriculum.forecast import completions_ahead
 from slmreason.curriculum.heldout import HeldOut
@@ -34,7 +35,7 @@ from slmreason.curriculum.scorer import Scorer
 from slmreason.curriculum.settings import CurriculumSettings
 from slmreason.curriculum.stages import Stage, make_stages
 from slmreason.curriculum.state import Resumed, RunState, StageReport
-from slmreason.curriculum.trainer import run_time
+from slmreason.curriculum.trainer import given_loggers, run_time
 from slmreason.curriculum.work import Work
 from slmreason.data.strata import stratify
 from slmreason.records import Place
@@ -91,8 +92,9 @@ class Curriculum:
             predictor,
         )  # fmt: skip
         scorer = Scorer(self.work, parts.reward, parts.benchmarks, parts.evaluation, self.files)
-        self.results = Results(scorer, settings, self.files, self.console)
-        self.curve = CurvePoints(scorer, settings, self.files)
+        self.experiment = Experiment(given_loggers(flags), self.files, lambda: self.student.tokens)
+        self.results = Results(scorer, settings, self.files, self.console, self.experiment.show_scores)
+        self.curve = CurvePoints(scorer, settings, self.files, self.experiment.show_scores)
         self.fits = Fits(
             settings=settings,
             data=parts.data,
@@ -100,12 +102,16 @@ class Curriculum:
             device=parts.device,
             files=self.files,
             clock=self.clock,
+            experiment=self.experiment,
             seed=seed,
             lines=None if self.console.is_terminal else self.work.pace,
         )
         self.choice = Choice(self._held_out(flags), settings, parts.student)
         accumulate = flags.get("accumulate_grad_batches") or 1
-        self.stages = make_stages(parts, settings, self.prober, self.teacher, self.files, self.journal, accumulate)
+        self.stages = make_stages(
+            parts, settings, self.prober, self.teacher, self.files, self.journal, accumulate,
+            self.experiment.show_bands,
+        )  # fmt: skip
 
     def _held_out(self, flags: Mapping[str, Any]) -> HeldOut | None:
         """What the run is validated on; None where it is not.
@@ -125,14 +131,16 @@ class Curriculum:
         return self.state.reports
 
     def prepare(self) -> None:
-        """Reads where the run stands.
+        """Reads where the run stands, and begins its experiment in the loggers, or goes on with it.
 
         Raises:
-            ValueError: a file of the run cannot be read; the message names it, and the line.
+            ValueError: a file of the run cannot be read, and the message names it, and the line; or a logger cannot
+                begin.
         """
         self.parts.grpo.token_budget = self.data.token_budget
         rejects = [reject for benchmark in self.parts.benchmarks for reject in benchmark.rejects]
         self._restore(*open_run(self.files, self.student, self.data, self.journal, rejects))
+        self.experiment.open(self.state.axis, is_within=self._resumed is not None)
         if self.parts.teacher is None:
             log.info(NO_TEACHER)
 
@@ -141,6 +149,11 @@ class Curriculum:
 
         `prepare` comes first.
         """
+        with self.experiment.closing():
+            self._run()
+        return self.reports
+
+    def _run(self) -> None:
         if not self.reports:
             self._expect([Place(0, "base"), *self.settings.places])
             self._end_stage(Place(0, "base"), "done", seconds=0.0, rows=0, is_scored=True)
@@ -157,7 +170,6 @@ class Curriculum:
                 self._stop_short(left[1:])
                 break
         self._finish()
-        return self.reports
 
     # -- one stage --------------------------------------------------------------------------------------------------
 
@@ -197,6 +209,7 @@ class Curriculum:
             now = replace(
                 self._between_stages(),
                 within=replace(place, epoch=epoch),
+                axis=self.experiment.here(),
                 sizes=sizes(self.files.path),
                 stage_seconds=self._seconds_since(began),
                 stage_rows=rows,
@@ -225,6 +238,7 @@ class Curriculum:
         self.prober.bought = state.bought  # one list: what is bought from now on stands in the state
         if self.prober.predictor is not None:
             self.prober.predictor.predictions = state.predictions
+        self.work.spent = state.axis.spent  # and one dictionary
         for place in (*(report.place for report in state.reports), state.within):
             if place is not None and place.stage in self.stages:
                 self.stages[place.stage].was_begun()
@@ -259,6 +273,7 @@ class Curriculum:
         if not is_scored:
             self.curve.measure(place)
         self.state.evaluate = is_scored
+        self.experiment.show(self.reports[-1].validated)
         save_after_stage(self.files.path, self._between_stages(), self.student, self.settings.checkpoint.keep)
         self.journal.clear()
         self._score()
@@ -297,6 +312,7 @@ class Curriculum:
         left_out = len(self.settings.places) + 1 - len(self.reports)
         strata = stratify(self.data.ledger, self.data.problems, self.data.bands)
         write_text(self.files.strata, json.dumps(strata.counts) + "\n")
+        self.experiment.show_bands(strata.counts)
         self.student.save(self.files.student)
         self.results.show(self.reports)
         self.curve.tell_unreached()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from slmreason.callbacks import MeasureAtBudgets
 from slmreason.curriculum.scorer import Measured, Scorer
 from slmreason.curriculum.settings import CurriculumSettings
 from slmreason.curriculum.state import StageReport
+from slmreason.evaluate.benchmarks import Score
 from slmreason.records import Place
 from slmreason.run.files import append_records, read_lines
 from slmreason.run.folder import RunFolder
@@ -24,8 +25,18 @@ log = logging.getLogger(__name__)
 class CurvePoints:
     """Measures the student between two optimizer steps, and changes nothing of the run: no random number, no count."""
 
-    def __init__(self, scorer: Scorer, settings: CurriculumSettings, files: RunFolder) -> None:
-        self.scorer, self.files, self.limit = scorer, files, settings.max_tokens
+    def __init__(
+        self,
+        scorer: Scorer,
+        settings: CurriculumSettings,
+        files: RunFolder,
+        show_scores: Callable[[Sequence[Score]], None],
+    ) -> None:
+        """
+        Args:
+            show_scores: tells the loggers of the run.
+        """
+        self.scorer, self.files, self.limit, self.show_scores = scorer, files, settings.max_tokens, show_scores
         self.student = scorer.work.student
         self.ahead = [0, *settings.budgets] if settings.budgets else []
         """Budgets that have not been measured yet; 0 is the base."""
@@ -62,6 +73,7 @@ class CurvePoints:
             measured = self.scorer.measure(f"benchmarks at {name}", answers)
         self.seconds += measured.seconds
         self._note(passed, place, answers, measured)
+        self.show_scores(measured.scores)
 
     def take(self, report: StageReport) -> None:
         """Takes the benchmarks after a stage for the budgets that were passed by its end."""

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from slmreason.callbacks import (
     KeepCheckpoints,
+    LogLearningRate,
     OutOfTime,
     SeedSteps,
     StageLines,
@@ -23,6 +21,7 @@ from slmreason.callbacks import (
     TrainingHealth,
 )
 from slmreason.curriculum.clock import RunClock
+from slmreason.curriculum.experiment import Experiment
 from slmreason.curriculum.resume import next_checkpoint, prune
 from slmreason.curriculum.settings import CurriculumSettings
 from slmreason.curriculum.trainer import FreshConfig, build_trainer
@@ -46,6 +45,7 @@ class Fits:
     device: torch.device
     files: RunFolder
     clock: RunClock
+    experiment: Experiment
     seed: int
     lines: Pace | None
     """Of the run, where lines tell how far a fit is, since there is no terminal for a bar."""
@@ -71,28 +71,17 @@ class Fits:
         folder = self.files.stage(place).path
         # What is left must be measured now: building the set may have taken long.
         trainer = build_trainer(
-            self.trainer_config, module, folder, module.settings.epochs, callbacks, self.clock.left()
-        )
-        self._tell_config(trainer)
+            self.trainer_config, module, folder, module.settings.epochs, callbacks, self.clock.left(),
+            loggers=self.experiment.loggers,
+        )  # fmt: skip
         try:
-            with preemption.between_steps():
+            with self.experiment.fit(trainer), preemption.between_steps():
                 trainer.fit(module, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         except OutOfTime:
             module.on_fit_end()
             self._take_back(module.student)
             raise
         self._take_back(module.student)
-
-    def _tell_config(self, trainer: L.Trainer) -> None:
-        """Gives the config of the run to each logger that keeps one."""
-        if not self.files.config.is_file():
-            return
-        config = yaml.safe_load(self.files.config.read_text(encoding="utf-8"))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(config, metrics={})  # else it would log a metric named hp_metric
-            elif not isinstance(logger, CSVLogger):
-                logger.log_hyperparams(config)
 
     def _take_back(self, student: Student) -> None:
         """Lightning moves a module to the CPU when its fit is over."""
@@ -104,6 +93,8 @@ class Fits:
         watch: list[Callback] = [StageProgressBar(place, self.settings.rounds)]
         if self.lines is not None:
             watch.append(StageLines(place.label, self.lines))
+        if self.experiment.loggers:
+            watch.append(LogLearningRate(self.experiment.log))
         return [
             *watch,
             SeedSteps(self.seed, place.round, place.stage),

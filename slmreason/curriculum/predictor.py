@@ -123,7 +123,8 @@ class Predictor:
             return scores
 
         key = f"{label} traces epoch {place.epoch} policy {student.policy_version}"
-        found = self.notes.chunks(key, problems, make, TraceScores, self.work.chunk_or(AT_A_TIME))
+        with self.work.spending("probe"):
+            found = self.notes.chunks(key, problems, make, TraceScores, self.work.chunk_or(AT_A_TIME))
         self.data.ledger.score(found, place)
         tokens = sum(each.cost for each in found)
         log.info("%s: the traces of %d of %d problems scored, %d tokens in %s", label, len(found),

@@ -152,7 +152,8 @@ class Prober:
         self.work.engine.sync(student)
         sampling = self.grpo.sampling("probe", place.round, place.stage, student.policy_version, with_log_probs=False)
         key = f"{label} epoch {place.epoch} policy {student.policy_version}"
-        with self.work.watching(label, len(problems) * attempts, sampling.max_new_tokens) as watch:
+        watching = self.work.watching(label, len(problems) * attempts, sampling.max_new_tokens)
+        with self.work.spending("probe"), watching as watch:
             probe = _Probe(key, place, sampling, watch)
             found = self._buy(problems, probe, allowed) if is_bounded else self._sample(problems, probe, key)
         bought = self._note(label, place, len(problems), found, before)

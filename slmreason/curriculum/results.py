@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -26,8 +26,20 @@ log = logging.getLogger(__name__)
 class Results:
     """Has the student scored where that is due, and tells what came out."""
 
-    def __init__(self, scorer: Scorer, settings: CurriculumSettings, files: RunFolder, console: Console) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        settings: CurriculumSettings,
+        files: RunFolder,
+        console: Console,
+        show_scores: Callable[[Sequence[Score]], None],
+    ) -> None:
+        """
+        Args:
+            show_scores: tells the loggers of the run.
+        """
         self.scorer, self.settings, self.files, self.console = scorer, settings, files, console
+        self.show_scores = show_scores
 
     def is_due(self, place: Place, outcome: str, is_last: bool) -> bool:
         """Whether the benchmarks are run after a stage.
@@ -45,6 +57,7 @@ class Results:
         report = run.reports[-1]
         if run.evaluate and self.scorer.benchmarks:
             self.scorer.score(report, note)
+            self.show_scores(report.scores)
         run.evaluate = False
         before = run.reports[-2].tokens.total if len(run.reports) > 1 else 0
         log.info("%s", report.describe(report.tokens.total - before))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Tools:
     traces: TraceMaker
     files: RunFolder
     journal: Journal
+    show_bands: Callable[[dict[str, int]], None]
+    """Tells the loggers of the run how many problems are in each band."""
 
 
 class Stage(ABC):
@@ -86,6 +88,7 @@ class Stage(ABC):
         """Writes a set that was drawn."""
         folder = self.files.stage(change.place)
         append_records(folder.strata, [change])
+        self.tools.show_bands(change.counts)
         self.wrote(change)
         write_records(folder.set(change.place.epoch), self.as_rows(drawn))
 
@@ -293,6 +296,7 @@ def make_stages(
     files: RunFolder,
     journal: Journal,
     accumulate: int,
+    show_bands: Callable[[dict[str, int]], None],
 ) -> dict[str, Stage]:
     """The stages of a run by name.
 
@@ -300,11 +304,12 @@ def make_stages(
         teacher: `parts.teacher`, as it is asked by several processes.
         journal: that has what is rejected.
         accumulate: trainer.accumulate_grad_batches.
+        show_bands: tells the loggers of the run how many problems are in each band.
     """
     bridge = Bridge(parts.student, parts.engine, teacher, parts.reward, parts.bridge, parts.data.token_budget)
     critic = Critic(teacher, parts.student, parts.reward, parts.critique)
     traces = TraceMaker(prober.work, parts.data, parts.grpo.settings, bridge, critic, parts.given_traces)
-    tools = Tools(prober, traces, files, journal)
+    tools = Tools(prober, traces, files, journal, show_bands)
     makes_critiques = "cft" not in settings.stages
     given = [critic.recheck(record) for record in parts.given_critiques]
     return {

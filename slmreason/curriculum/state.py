@@ -10,6 +10,7 @@ from slmreason.curriculum.bought import Bought
 from slmreason.curriculum.predictor import Prediction
 from slmreason.evaluate.benchmarks import Score
 from slmreason.records import Band, Critique, Place, Tokens, from_json, to_json
+from slmreason.run.loggers import Axis
 from slmreason.student import Student
 
 
@@ -95,6 +96,8 @@ class RunState:
     """What `curriculum.probe.predictor` came to."""
     validated: dict[str, float] = field(default_factory=dict)
     """The held-out metrics of the student that the newest stage has handed on, where students are compared."""
+    axis: Axis = field(default_factory=Axis)
+    """Where the run stands on the axes of its loggers."""
     sizes: dict[str, int] = field(default_factory=dict)
     """How long each growing file was: bytes of a .jsonl, rows of a .csv."""
 
@@ -154,6 +157,7 @@ class RunState:
         state.tokens = Tokens(**tree["tokens"])
         state.bought = [Bought(**each) for each in tree.get("bought", [])]
         state.predictions = [Prediction(**each) for each in tree.get("predictions", [])]
+        state.axis = Axis(**tree.get("axis", {}))
         state.critiques = [from_json(Critique, record) for record in tree["critiques"]]
         state.within = Place(**tree["within"]) if tree["within"] else None
         return state

@@ -84,7 +84,8 @@ class TraceMaker:
         bridge = self.bridge if bridged else self.raw
         ids = stable_seed(bridge.settings.select, *(problem.id for problem in problems))
         key = f"{place.label} bridge {ids} policy {self.work.student.policy_version}"
-        with self.work.watching(f"{place.label} traces", len(problems), self._sampling(place).max_new_tokens) as watch:
+        watching = self.work.watching(f"{place.label} traces", len(problems), self._sampling(place).max_new_tokens)
+        with self.work.spending("bridge"), watching as watch:
 
             def make(chunk: list[Problem]) -> list[BridgeResult]:
                 return self._make(place, chunk, bridge, critiques, watch)
@@ -97,7 +98,8 @@ class TraceMaker:
         ids = stable_seed(*(group.problem.id for group in groups))
         key = f"critique {ids} policy {self.work.student.policy_version}"
         size = self.work.chunk_or(CRITIQUED_AT_A_TIME)
-        return self.work.notes.chunks(key, groups, self.critic.make, Critique, size=size)
+        with self.work.spending("critiques"):
+            return self.work.notes.chunks(key, groups, self.critic.make, Critique, size=size)
 
     def _make(
         self,

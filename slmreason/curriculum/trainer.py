@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.callbacks.timer import Timer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import (
     DDPStrategy,
     FSDPStrategy,
@@ -45,11 +44,9 @@ from slmreason.runtime.distributed import close, is_first, open_objects, world_s
 from slmreason.runtime.lightning_internals import (
     group_timeout,
     patient_observer,
-    rename,
     started_processes,
     starts_by_script,
     tensor_parallel_size,
-    wandb_options,
 )
 from slmreason.student import Student
 from slmreason.student.weights import like
@@ -57,7 +54,7 @@ from slmreason.student.weights import like
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 FreshConfig = Callable[[], dict[str, Any]]
-"""Gives the keyword arguments of a Trainer with callbacks, loggers and strategy newly made."""
+"""Gives the keyword arguments of a Trainer with callbacks and strategy newly made; the loggers may be the same ones."""
 
 
 def build_trainer(
@@ -67,13 +64,16 @@ def build_trainer(
     epochs: int,
     callbacks: Sequence[Callback],
     time_left: timedelta | None,
+    loggers: Sequence[Logger] | None = None,
 ) -> L.Trainer:
     """The Trainer of one fit.
 
     The user's flags stand, with four additions: max_epochs is at most `epochs`, max_time is that of the whole run
     (`KeepCheckpoints` sees to it, or Lightning's timer by `time_left` where there are no checkpoints), the dataloader
-    is rebuilt at each epoch boundary, metrics.csv lies in the stage's folder, and checkpoints hold no pickle. Each
-    logger has a folder or a run for this stage alone.
+    is rebuilt at each epoch boundary, metrics.csv lies in the stage's folder, and checkpoints hold no pickle.
+
+    Args:
+        loggers: of the run, in place of those that the flags make.
 
     Raises:
         ValueError: trainer.plugins has another way to write checkpoints.
@@ -87,7 +87,8 @@ def build_trainer(
     config["default_root_dir"] = str(stage_dir)
     config["reload_dataloaders_every_n_epochs"] = 1
     config["use_distributed_sampler"] = False  # batches are planned for all ranks at once
-    config["logger"] = loggers_of(config.get("logger"), stage_dir)
+    if config.get("logger") is not False:
+        config["logger"] = [StageCSVLogger(stage_dir), *(given_loggers(config) if loggers is None else loggers)]
     config["callbacks"] = in_stage(with_callbacks(config, callbacks), module.stage)
     config["plugins"] = [*_listed(config.get("plugins")), SafetensorsIO()]
     if any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"][:-1]):
@@ -125,14 +126,14 @@ def try_trainers(fresh_config: FreshConfig, modules: Sequence[StudentModule], ru
     if config.get("limit_val_batches") == 0:
         validated = []
     refuse_callbacks(theirs, [module.stage for module in modules], config.get("logger") is not False, validated)
-    check_loggers([] if isinstance(config.get("logger"), bool) else _listed(config.get("logger")))
+    check_loggers(given_loggers(config))
     for module in modules:
         keep = KeepCheckpoints(
             path=Path, state=lambda _: {}, saved=lambda: None, every_n_steps=None, every_minutes=None
         )
         ours = [StageProgressBar(Place(1, str(module.stage)), 1), TrainingHealth(), keep]
         try:
-            # Loggers make their folders at once: in the run's own, it would count as taken.
+            # metrics.csv makes its folder at once: in the run's own, it would count as taken.
             with TemporaryDirectory() as elsewhere:
                 stage_dir = Path(elsewhere) / run_dir.name / "round-01" / str(module.stage)
                 build_trainer(fresh_config, module, stage_dir, module.settings.epochs, ours, None)
@@ -163,29 +164,14 @@ def run_time(fresh_config: FreshConfig) -> timedelta | None:
         raise ValueError(f"trainer.max_time: {wanted!r} is no duration such as 00:08:30:00 (8 h 30 min)") from error
 
 
-def loggers_of(wanted: Any, stage_dir: Path) -> Any:
-    if wanted is False:
-        return False
-    given: list[Logger] = [] if wanted is True else _listed(wanted)
-    for logger in given:
-        _name_after_stage(logger, "/".join(stage_dir.absolute().parts[-3:]))
-    return [StageCSVLogger(stage_dir), *given]
+def given_loggers(config: Mapping[str, Any]) -> list[Logger]:
+    """The loggers that the flags of a Trainer name, beside the `metrics.csv` of each stage.
 
-
-def _name_after_stage(logger: Logger, stage: str) -> None:
-    """Adds `quickstart/round-01/sft` to a logger's name: steps count from 0 in each fit, so no two may share a curve.
-
-    A fit that is gone on with is the next version of the same name.
+    Args:
+        config: keyword arguments of the Trainer; with `fast_dev_run` it has no loggers.
     """
-    if isinstance(logger, CSVLogger | TensorBoardLogger):
-        rename(logger, f"{logger.name}/{stage}".lstrip("/"))
-    elif isinstance(logger, WandbLogger):
-        import wandb
-
-        wandb.finish()  # a run that is open would be taken for this one
-        options = wandb_options(logger)
-        options["name"] = f"{options['name']}/{stage}" if options["name"] else stage
-        options["group"] = options.get("group") or os.environ.get("WANDB_RUN_GROUP") or stage.partition("/")[0]
+    wanted = config.get("logger")
+    return [] if isinstance(wanted, bool) or config.get("fast_dev_run") else _listed(wanted)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -40,6 +40,8 @@ class Work:
         self.student, self.engine, self.notes = student, engine, notes
         self.longest_first = longest_first
         self.pace = Pace()
+        self.spent: dict[str, int] = {}
+        """Tokens by what they went into, in this run."""
         self._chunk, self._console, self._bar = settings.chunk, console, bar
 
     def at_a_time(self, completions: int) -> int:
@@ -50,6 +52,17 @@ class Work:
     def chunk_or(self, size: int) -> int:
         """`curriculum.checkpoint.chunk`, or a size for work that samples nothing."""
         return self._chunk or size
+
+    @contextmanager
+    def spending(self, use: str) -> Iterator[None]:
+        """Counts what the run's tokens grow by within, noted work that is not done again too.
+
+        Args:
+            use: what they go into.
+        """
+        before = self.student.tokens.total
+        yield
+        self.spent[use] = self.spent.get(use, 0) + self.student.tokens.total - before
 
     def watching(self, label: str, completions: int, max_new_tokens: int) -> AbstractContextManager[Watch]:
         """Tells how far work is that samples so many completions."""

@@ -30,6 +30,7 @@ class RunFolder:
         self.student = path / "student"
         self.resume = path / "resume"
         self.journal = self.resume / "journal.jsonl"
+        self.experiments = self.resume / "experiments.json"
 
     def answers(self, stage: str) -> Path:
         """What the student answered to the benchmarks: after a stage, by its label (`base`, `round 1 sft`), or at a

@@ -1,4 +1,4 @@
-"""metrics.csv of a stage: Lightning's CSV logger, which goes on with a file that is there rather than deleting it."""
+"""metrics.csv: Lightning's CSV logger, which goes on with a file that is there rather than deleting it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ class StageCSVLogger(AnyWriterCSVLogger):
         return _Writer(log_dir=self.log_dir)
 
 
+def continued_writer(folder: str, step: int | None = None) -> OpenCSVWriter:
+    """What goes on with the `metrics.csv` of a folder, for a logger of the user's.
+
+    Args:
+        step: rows from there on are cut off; None keeps all.
+    """
+    writer = _Writer(log_dir=folder)
+    if step is not None and Path(writer.metrics_file_path).is_file():
+        writer.rewrite(writer.metrics_keys, before=step)
+    return writer
+
+
 class _Writer(OpenCSVWriter):
     def find_file(self) -> None:
         """Takes the columns of a file that is there."""
@@ -28,11 +40,15 @@ class _Writer(OpenCSVWriter):
             with open(path, newline="", encoding="utf-8") as file:
                 self.metrics_keys = next(csv.reader(file), [])
 
-    def rewrite(self, fieldnames: list[str]) -> None:
-        """As Lightning's, but whole or not at all."""
+    def rewrite(self, fieldnames: list[str], before: int | None = None) -> None:
+        """As Lightning's, but whole or not at all.
+
+        Args:
+            before: a step; rows from there on are left out.
+        """
         path = Path(self.metrics_file_path)
         with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            rows = [row for row in csv.DictReader(file) if before is None or int(row["step"]) < before]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=fieldnames)
         writer.writeheader()

@@ -19,7 +19,7 @@ import lightning as L
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher, subprocess_script
@@ -83,6 +83,27 @@ class HeadedProgressBar(RichProgressBar):
 def rename(logger: CSVLogger | TensorBoardLogger, name: str) -> None:
     """Gives a logger that was made another name: the public `name` is read-only, and a copy would lose its options."""
     logger._name = name
+
+
+def set_version(logger: CSVLogger | TensorBoardLogger, version: int | str) -> None:
+    """Has a logger that was made go on with a version that is there: the public `version` is read-only."""
+    logger._version = version
+
+
+def tensorboard_options(logger: TensorBoardLogger) -> dict[str, Any]:
+    """The options that the writer of events will be made with when it is first logged to, to be changed in place."""
+    return logger._kwargs
+
+
+def set_csv_writer(logger: CSVLogger, writer: ExperimentWriter) -> None:
+    """Gives a logger that was made the writer of its file; its own deletes a file that is there."""
+    logger._experiment = writer
+
+
+def set_mlflow_run(logger: MLFlowLogger, run_id: str | None = None, name: str | None = None) -> None:
+    """Has a logger that was made go on with a run, or give the one that it begins a name, where it has none."""
+    logger._run_id = run_id or logger._run_id
+    logger._run_name = logger._run_name or name
 
 
 def wandb_options(logger: WandbLogger) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 from wandb.proto.wandb_internal_pb2 import Record
@@ -26,7 +26,6 @@ from wandb.proto.wandb_internal_pb2 import Record
 from slmreason.callbacks import SampleCompletions
 from slmreason.callbacks.samples import log_table, markdown_table
 from slmreason.cli import config, main
-from slmreason.curriculum.trainer import loggers_of
 from slmreason.records import Problem, Rollout, RolloutGroup
 from tests.runs import ROOT, Run, command
 
@@ -69,9 +68,38 @@ def csv_points(file: Path) -> Points:
     return {(n, int(row["step"])): float(v) for row in rows for n, v in row.items() if n != "step" and v}
 
 
-def events(run: Run, stage: str) -> EventAccumulator:
-    [folder] = (run.folder / "logs/tensorboard/lightning_logs/run" / stage).iterdir()
-    return EventAccumulator(str(folder)).Reload()
+def events(folder: Path) -> EventAccumulator:
+    """What TensorBoard shows of the one experiment below a folder."""
+    [experiment] = folder.iterdir()
+    return EventAccumulator(str(experiment)).Reload()
+
+
+def tensorboard_points(held: EventAccumulator) -> Points:
+    return {(n, e.step): e.value for n in held.Tags()["scalars"] for e in held.Scalars(n)}
+
+
+def ends(folder: Path) -> dict[str, int]:
+    """The run's step at which each stage ends, by the steps of each `metrics.csv`."""
+    found, total = {"": 0}, 0
+    for stage in STAGES:
+        total += 1 + max(step for _, step in csv_points(folder / stage / "metrics.csv"))
+        found[stage] = total
+    return found
+
+
+def over_all_stages(folder: Path) -> Points:
+    """The points of each `metrics.csv` at the steps of the whole run."""
+    points: Points = {}
+    for stage, before in zip(STAGES, ends(folder).values(), strict=False):
+        points |= {(n, before + step): value for (n, step), value in
+                   csv_points(folder / stage / "metrics.csv").items()}  # fmt: skip
+    return points
+
+
+def of_fits(points: Points) -> Points:
+    """Without what `metrics.csv` does not have."""
+    added = ("tokens/", "spent/", "bands/", "benchmark/")
+    return {key: v for key, v in points.items() if not key[0].startswith(added) and "learning_rate" not in key[0]}
 
 
 def wandb_records(file: Path) -> Iterator[Record]:
@@ -105,33 +133,60 @@ def wandb_points(file: Path) -> Points:
     return points
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_logger_has_the_same_metrics_at_the_same_steps_of_each_stage(run: Run, stage: str) -> None:
-    points = csv_points(run.folder / "run" / stage / "metrics.csv")
-    assert {name.partition("/")[0] for name, _ in points} == {stage.partition("/")[2], "epoch"}
-    assert min(step for _, step in points) == 0
+def test_every_logger_has_the_metrics_of_all_stages_in_one_experiment_at_steps_that_go_on(run: Run) -> None:
+    expected = over_all_stages(run.folder / "run")
+    assert {name.partition("/")[0] for name, _ in expected} == {"sft", "grpo", "cft", "epoch"}
+    points = csv_points(run.folder / "logs/csv/lightning_logs/run/mine/metrics.csv")
+    assert of_fits(points) == pytest.approx(expected, nan_ok=True)
     same = pytest.approx(points, nan_ok=True)
-    assert csv_points(run.folder / "logs/csv/lightning_logs/run" / stage / "mine/metrics.csv") == same
-    held = events(run, stage)
-    assert {(n, e.step): e.value for n in held.Tags()["scalars"] for e in held.Scalars(n)} == same
-    assert wandb_points(wandb_runs(run)[f"run/{stage}"]) == same
+    assert tensorboard_points(events(run.folder / "logs/tensorboard/lightning_logs/run")) == same
+    [file] = wandb_runs(run).values()
+    assert wandb_points(file) == same
 
 
-def test_wandb_has_a_run_for_each_stage_in_one_group(run: Run) -> None:
-    files = wandb_runs(run)
-    assert sorted(files) == sorted(f"run/{stage}" for stage in STAGES)
-    for file in files.values():
-        kept = list(wandb_records(file))
-        assert {record.run.run_group for record in kept if record.HasField("run")} == {"run"}
-        assert any(record.HasField("exit") for record in kept)  # each is ended, the last one too
+def test_wandb_has_one_run_that_is_named_after_the_run_and_ended(run: Run) -> None:
+    [(name, file)] = wandb_runs(run).items()
+    assert name == "run"
+    assert [record.exit.exit_code for record in wandb_records(file) if record.HasField("exit")] == [0]
 
 
-def test_wandb_and_tensorboard_have_the_config_of_the_run(run: Run) -> None:
-    saved = yaml.safe_load((run.folder / "run/config.yaml").read_text())
-    [folder] = (run.folder / "logs/tensorboard/lightning_logs/run/round-01/sft").iterdir()
-    assert yaml.safe_load((folder / "hparams.yaml").read_text())["grpo"] == saved["grpo"]
-    records = wandb_records(wandb_runs(run)["run/round-01/sft"])
-    told = {item.key: item.value_json for record in records for item in record.config.update}
+def test_the_loggers_know_what_is_between_the_fits(run: Run) -> None:
+    points = csv_points(run.folder / "logs/csv/lightning_logs/run/mine/metrics.csv")
+    summary, last = json.loads((run.folder / "run/summary.json").read_text()), ends(run.folder / "run")
+    steps = dict(zip((row["stage"] for row in summary), last.values(), strict=True))
+    shown = {(row["stage"], score["benchmark"]): score["value"] for row in summary for score in row["scores"]}
+    assert len(shown) == len(summary) == 7
+    for (stage, benchmark), value in shown.items():
+        assert points[f"benchmark/{benchmark}/pass@1", steps[stage]] == pytest.approx(value)
+    for step in (0, last[STAGES[0]], last[STAGES[-1]]):
+        assert sum(points[f"bands/{band}", step] for band in ("simple", "medium", "hard", "unknown")) == 16
+    cost = summary[-1]["tokens"]
+    end = last[STAGES[-1]]
+    assert {kind: points[f"tokens/{kind}", end] for kind in cost} == cost
+    spent = {name: value for (name, step), value in points.items() if step == end and name.startswith("spent/")}
+    assert {"spent/probe", "spent/bridge", "spent/fits"} <= set(spent)
+    assert sum(spent.values()) == points["tokens/total", end] == sum(cost.values())
+
+
+def test_the_learning_rate_is_that_of_each_stage(run: Run) -> None:
+    points = csv_points(run.folder / "logs/csv/lightning_logs/run/mine/metrics.csv")
+    config = yaml.safe_load((run.folder / "run/config.yaml").read_text())
+    for stage in ("sft", "grpo", "cft"):
+        rates = [value for (name, _), value in points.items() if name == f"{stage}/learning_rate"]
+        assert rates
+        assert 0 < max(rates) <= config[stage]["learning_rate"]
+
+
+def test_every_logger_has_the_config_of_the_run(run: Run) -> None:
+    text = (run.folder / "run/config.yaml").read_text()
+    saved = yaml.safe_load(text)
+    for folder in ("tensorboard/lightning_logs/run/version_0", "csv/lightning_logs/run/mine"):
+        assert yaml.safe_load((run.folder / "logs" / folder / "hparams.yaml").read_text())["grpo"] == saved["grpo"]
+    [tensor] = events(run.folder / "logs/tensorboard/lightning_logs/run").Tensors("config/text_summary")
+    page = markdown_to_safe_html(tensor.tensor_proto.string_val[0])
+    assert yaml.safe_load(html.unescape(re.sub(r"<[^>]*>", "", page))) == saved
+    [file] = wandb_runs(run).values()
+    told = {item.key: item.value_json for record in wandb_records(file) for item in record.config.update}
     assert json.loads(told["sft"]) == saved["sft"]
 
 
@@ -140,10 +195,13 @@ def test_wandb_and_tensorboard_hold_a_table_of_completions(run: Run, number: int
     stage = f"round-{number:02d}/grpo"
     first = run.rows(f"run/{stage}/samples.jsonl")[0]
     shown = {**first, "question": first["question"].replace("How many", "[OPENAI_API_KEY]")}
-    folder = wandb_runs(run)[f"run/{stage}"].parent
-    table = json.loads(next((folder / "files/media/table/grpo").glob("samples_*.table.json")).read_text())
-    assert dict(zip(table["columns"], table["data"][0], strict=True)) == shown
-    [tensor, *_] = events(run, stage).Tensors("grpo/samples/text_summary")
+    [file] = wandb_runs(run).values()
+    paths = (file.parent / "files/media/table/grpo").glob("samples_*.table.json")
+    tables = [json.loads(path.read_text()) for path in paths]
+    assert shown in [dict(zip(table["columns"], table["data"][0], strict=True)) for table in tables]
+    before = ends(run.folder / "run")[f"round-{number:02d}/sft"]
+    tensors = events(run.folder / "logs/tensorboard/lightning_logs/run").Tensors("grpo/samples/text_summary")
+    [tensor] = [each for each in tensors if each.step == before]
     texts = cells(tensor.tensor_proto.string_val[0])
     assert texts[:9] == list(shown)
     assert texts[9:18] == [str(value) for value in shown.values()]
@@ -206,15 +264,124 @@ def test_only_the_batches_that_are_looked_at_have_a_table(tmp_path: Path) -> Non
     assert steps == [0, 2, 4]
 
 
-@pytest.mark.parametrize("cls", [CSVLogger, TensorBoardLogger])
-def test_a_fit_that_is_gone_on_with_leaves_what_was_logged_before(tmp_path: Path, cls: Any) -> None:
-    for part in range(2):
-        _, logger = loggers_of(cls(tmp_path), tmp_path / "run/round-01/sft")
-        logger.log_metrics({"sft/loss": 1.0}, step=part)
-        logger.finalize("success")
-    [folder] = tmp_path.glob("lightning_logs/run/round-01/sft")
-    assert sorted(path.name for path in folder.iterdir()) == ["version_0", "version_1"]
-    assert all(any(path.iterdir()) for path in folder.iterdir())
+KILLED = ["--run_dir=run", "--curriculum.checkpoint.every_n_steps=1", "--trainer.callbacks+=tests.plugins.Dies",
+          "--grpo.prompts_per_step=2"]  # fmt: skip
+
+
+def test_a_run_that_is_killed_goes_on_with_its_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that never was: what the killed processes had logged beyond their checkpoints is left out."""
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    loggers = "--trainer.logger+=lightning.pytorch.loggers."
+    args = [
+        "fit", *TINY, *KILLED, f"{loggers}TensorBoardLogger", "--trainer.logger.save_dir=logs/tensorboard",
+        f"{loggers}CSVLogger", "--trainer.logger.save_dir=logs/csv",
+        f"{loggers}WandbLogger", "--trainer.logger.save_dir=logs/wandb", "--trainer.logger.offline=true",
+        "--trainer.logger+=tests.plugins.Recorder", "--trainer.logger.path=logs/recorded.jsonl",
+    ]  # fmt: skip
+    for folder in ("whole", "cut"):
+        (tmp_path / folder).mkdir()
+    done = command(*args, cwd=tmp_path / "whole")
+    assert done.returncode == 0, done.stdout[-3000:]
+    for stage, batch in (("sft", 1), ("grpo", 1), ("cft", 0)):
+        monkeypatch.setenv("DIES_IN", stage)
+        monkeypatch.setenv("DIES_AT", str(batch))
+        assert command(*args, "--resume=auto", cwd=tmp_path / "cut").returncode != 0
+    monkeypatch.delenv("DIES_IN")
+    done = command(*args, "--resume=auto", cwd=tmp_path / "cut")
+    assert done.returncode == 0, done.stdout[-3000:]
+
+    expected = csv_points(tmp_path / "whole/logs/csv/lightning_logs/run/version_0/metrics.csv")
+    same = pytest.approx(expected, nan_ok=True)
+    [metrics] = (tmp_path / "cut/logs/csv/lightning_logs/run").glob("*/metrics.csv")
+    assert csv_points(metrics) == same
+    assert len(rows_of(metrics)) == len(rows_of(tmp_path / "whole/logs/csv/lightning_logs/run/version_0/metrics.csv"))
+    held, other = (events(tmp_path / name / "logs/tensorboard/lightning_logs/run") for name in ("cut", "whole"))
+    assert tensorboard_points(held) == same
+    assert {n: [e.step for e in held.Scalars(n)] for n in held.Tags()["scalars"]} == {
+        n: [e.step for e in other.Scalars(n)] for n in other.Tags()["scalars"]
+    }
+    files = list((tmp_path / "cut/logs/wandb").glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 4  # W&B's files of the processes, all of one run
+    assert len({record.run.run_id for file in files for record in wandb_records(file) if record.HasField("run")}) == 1
+    kept = [points for file in files if (points := wandb_points(file))]  # a kill takes what W&B has not written yet
+    assert kept
+    for points in kept:
+        assert points == pytest.approx({key: expected[key] for key in points}, nan_ok=True)
+
+    calls = [json.loads(line) for line in (tmp_path / "cut/logs/recorded.jsonl").read_text().splitlines()]
+    assert [call["call"] for call in calls if call["call"] != "log"] == [
+        "config", "resume", "config", "resume", "config", "resume", "config", "finalize"
+    ]  # fmt: skip
+    assert {call["version"] for call in calls if call["call"] == "resume"} == {"the only one"}
+    assert_monotone(calls)
+
+
+def test_steps_rise_over_stages_and_rounds_in_one_experiment(tmp_path: Path) -> None:
+    path = tmp_path / "recorded.jsonl"
+    args = [*TINY, "--curriculum.rounds=2", "--data.holdout=0.2", "--sft.epochs=2", f"--run_dir={tmp_path / 'run'}",
+            "--grpo.kl=0.01", "--trainer.logger=tests.plugins.Recorder", f"--trainer.logger.path={path}"]  # fmt: skip
+    assert main(["fit", *args]) == 0
+    calls = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [call["call"] for call in calls if call["call"] != "log"] == ["config", "finalize"]
+    assert calls[-1] == {"call": "finalize", "status": "success"}
+    assert_monotone(calls)
+    logged = [call for call in calls if call["call"] == "log"]
+    names = {name for call in logged for name in call["metrics"]}
+    assert {"val/pass@1", "grpo/kl", "benchmark/chain/pass@1", "bands/simple", "spent/probe", "sft/learning_rate",
+            "grpo/learning_rate", "cft/learning_rate", "sft/loss_epoch", "grpo/loss",
+            "cft/loss_epoch"} <= names  # fmt: skip
+    steps = {stage: [call["step"] for call in logged if any(name.startswith(f"{stage}/") for name in call["metrics"])]
+             for stage in ("sft", "grpo", "cft")}  # fmt: skip
+    assert steps["sft"][0] == 0
+    assert steps["sft"][-1] > steps["grpo"][0] > steps["sft"][0]  # the second round goes on
+    assert max(steps["cft"]) > max(steps["grpo"]) > max(steps["sft"])
+
+
+def assert_monotone(calls: list[dict[str, Any]]) -> None:
+    """Steps and tokens only rise, but where a process takes up from an older checkpoint."""
+    step = tokens = 0
+    for call in calls:
+        if call["call"] == "resume":
+            assert call["step"] is None or call["step"] <= step + 1
+            step = tokens = 0
+        if call["call"] == "log":
+            assert call["step"] >= step
+            assert call["metrics"]["tokens/total"] >= tokens
+            step, tokens = call["step"], call["metrics"]["tokens/total"]
+    assert step > 0
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_a_logger_that_cannot_begin_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECORDER_FAILS", "nobody\nis there")
+    args = [*TINY, f"--run_dir={tmp_path / 'run'}", "--trainer.logger=tests.plugins.Recorder",
+            f"--trainer.logger.path={tmp_path / 'recorded.jsonl'}"]  # fmt: skip
+    assert main(["fit", *args]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == "error: trainer.logger: Recorder cannot begin: nobody is there"
+
+
+def test_mlflow_by_flag_has_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["fit", *TINY, "--run_dir=mine", "--trainer.logger=MLFlowLogger"]) == 0
+    client = tracking.MlflowClient("sqlite:///mlflow.db")
+    [kept] = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert (kept.info.run_name, kept.info.status) == ("mine", "FINISHED")
+    assert kept.data.params["grpo.group_size"] == "4"
+    assert {"sft/loss_epoch", "grpo/reward_step", "cft/loss_epoch", "benchmark/chain/pass_at_1", "bands/hard",
+            "tokens/total"} <= set(kept.data.metrics)  # fmt: skip
+    steps = [each.step for each in client.get_metric_history(kept.info.run_id, "benchmark/chain/pass_at_1")]
+    assert len(steps) == 4
+    assert steps == sorted(set(steps))
 
 
 class _Missing:
@@ -224,12 +391,15 @@ class _Missing:
         return False
 
 
-@pytest.mark.parametrize(("logger", "extra"), [("TensorBoardLogger", "tensorboard"), ("WandbLogger", "wandb")])
+@pytest.mark.parametrize(
+    ("logger", "extra"),
+    [("TensorBoardLogger", "tensorboard"), ("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow")],
+)
 def test_a_logger_without_its_package_is_an_error_that_names_the_extra(
     logger: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("pytorch.loggers.wandb._WANDB", "fabric.loggers.tensorboard._TENSORBOARD",
-                 "fabric.loggers.tensorboard._TENSORBOARDX"):  # fmt: skip
+                 "fabric.loggers.tensorboard._TENSORBOARDX", "pytorch.loggers.mlflow._MLFLOW"):  # fmt: skip
         monkeypatch.setattr(f"lightning.{name}_AVAILABLE", _Missing())
     monkeypatch.setattr(config, "find_spec", lambda name: None)
     assert main(["fit", *TINY, f"--run_dir={tmp_path / 'run'}", f"--trainer.logger={logger}"]) == 2

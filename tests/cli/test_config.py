@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 
 from slmreason.cli import main
-from slmreason.cli.config import build_parser, fresh_trainer_config, instantiate, parse
+from slmreason.cli.config import build_parser, expand, fresh_trainer_config, instantiate, parse, trainer_of_run
 from slmreason.cli.errors import ConfigError
 from slmreason.cli.recipes import RECIPES, find_recipe
 from slmreason.modules.settings import GRPOSettings
 from slmreason.records import Problem
+from slmreason.run.loggers import Axis, of_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +44,34 @@ def test_each_fit_gets_callbacks_and_loggers_of_its_own(tmp_path: Path) -> None:
     config = parsed("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path))
     first, second = fresh_trainer_config(config), fresh_trainer_config(config)
     assert first["logger"] is not second["logger"]
+    assert first["callbacks"][0] is not second["callbacks"][0]
+
+
+def test_mlflow_has_its_own_home_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    chosen, home = "--trainer.logger=MLFlowLogger", "--trainer.logger.tracking_uri=sqlite:///mlflow.db"
+    assert expand([chosen])[1:] == [home]
+    other = "--trainer.logger.tracking_uri=http://a.example"
+    assert expand([chosen, other]) == [chosen, other]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://b.example")
+    assert expand([chosen]) == [chosen]
+
+
+def test_a_logger_that_a_run_had_leaves_its_name_to_its_class(tmp_path: Path) -> None:
+    """One process may fit several times, and chooses loggers by their short names."""
+    had = of_run(CSVLogger(tmp_path), Axis(), lambda: 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = parsed("--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}")
+    assert config.trainer.logger.class_path == "lightning.pytorch.loggers.CSVLogger"
+    assert isinstance(had, CSVLogger)
+
+
+def test_the_fits_of_a_run_have_the_same_loggers_and_callbacks_of_their_own(tmp_path: Path) -> None:
+    fresh = trainer_of_run(parsed("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path)))
+    first, second = fresh(), fresh()
+    assert isinstance(first["logger"], CSVLogger)
+    assert first["logger"] is second["logger"]
     assert first["callbacks"][0] is not second["callbacks"][0]
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -18,7 +19,7 @@ import pytest
 import torch
 from lightning.fabric.strategies.launchers import subprocess_script as observers
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, launchers
 
@@ -30,10 +31,13 @@ from slmreason.runtime.lightning_internals import (
     logged_metrics,
     logging_step,
     rename,
+    set_csv_writer,
     set_logging_step,
+    set_version,
     started_processes,
     starts_by_script,
     tensor_parallel_size,
+    tensorboard_options,
     waits_for_validation,
     wandb_options,
 )
@@ -76,8 +80,13 @@ OBJECTS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     ),
     "EarlyStopping": (lambda folder: EarlyStopping("loss"), ("_check_on_train_epoch_end",)),
     "RichProgressBar": (lambda folder: RichProgressBar(), ("_get_train_description",)),
-    "CSVLogger": (lambda folder: CSVLogger(folder), ("_name", "_experiment", "_fs")),
-    "TensorBoardLogger": (lambda folder: TensorBoardLogger(folder), ("_name",)),
+    "CSVLogger": (lambda folder: CSVLogger(folder), ("_name", "_version", "_experiment", "_fs")),
+    "TensorBoardLogger": (lambda folder: TensorBoardLogger(folder), ("_name", "_version", "_kwargs")),
+    # MLflow need not be installed: the names that its constructor sets.
+    "MLFlowLogger": (
+        lambda folder: SimpleNamespace(**dict.fromkeys(MLFlowLogger.__init__.__code__.co_names)),
+        ("_run_id", "_run_name"),
+    ),
     "WandbLogger": (lambda folder: WandbLogger(save_dir=folder, offline=True), ("_wandb_init",)),
     "the CSV logger's writer": (
         lambda folder: ExperimentWriter(str(folder / "new")), ("_check_log_dir_exists", "_rewrite_with_new_header"),
@@ -136,6 +145,17 @@ def test_loggers_get_another_name(tmp_path: Path) -> None:
         rename(logger, "after")
         assert logger.name == "after"
     assert wandb_options(WandbLogger(name="mine", save_dir=tmp_path, offline=True))["name"] == "mine"
+
+
+def test_loggers_go_on_with_another_version(tmp_path: Path) -> None:
+    for logger in (CSVLogger(tmp_path), TensorBoardLogger(tmp_path)):
+        set_version(logger, 3)
+        assert logger.version == 3
+        assert logger.log_dir.endswith("version_3")
+    assert tensorboard_options(TensorBoardLogger(tmp_path, max_queue=1)) == {"max_queue": 1}
+    writer, csv_logger = ExperimentWriter(str(tmp_path / "mine")), CSVLogger(tmp_path)
+    set_csv_writer(csv_logger, writer)
+    assert csv_logger.experiment is writer
 
 
 def test_strategies_say_what_they_were_given() -> None:
