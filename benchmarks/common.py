@@ -190,7 +190,7 @@ def counted_tokens() -> Iterator[Counter[str]]:
         counts["decoded"] += len(tokens)
         return step(steps, tokens)
 
-    Student.score, LeanSteps.step = counted_score, counted_step  # type: ignore[method-assign]
+    Student.score, LeanSteps.step = counted_score, counted_step  # type: ignore[method-assign,assignment]
     try:
         yield counts
     finally:
