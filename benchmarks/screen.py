@@ -172,8 +172,8 @@ def main() -> None:
     if options.attempts < 2:
         parser.error("--attempts must be at least 2: some rollouts tell whether the band by the others is right")
     quiet()
-    is_embedded = options.student.startswith("embedded:")
-    student = Student(options.student, dtype=options.dtype, **({"instruction": ""} if is_embedded else {}))
+    instruction: dict[str, Any] = {"instruction": ""} if options.student.startswith("embedded:") else {}
+    student = Student(options.student, dtype=options.dtype, **instruction)
     student.to(options.device)
     everything = [with_solution(problem) for problem in load_problems(options.data).problems]
     traces = scorable(everything, {}, student, options.tokens)
