@@ -143,6 +143,7 @@ class Fit:
                 run.prepare()
             except ValueError as error:
                 raise ConfigError(str(error)) from error
+            run.check_teacher()
             tell(f"if it is cut off, {self.going_on}")
             run.run()
         if run.stopped:
