@@ -62,7 +62,7 @@ _WRONG_KIND = re.compile(
 
 
 def explain(message: str, known: Sequence[str]) -> str:
-    """A parser's message with, for a key that does not exist, the nearest keys that do."""
+    """A parser's message with, for a key that does not exist, the nearest keys that do, or those of its group."""
     message = tidy(message)
     unknown = re.match(r"(?P<head>[Uu]nrecognized arguments: ).*?(?P<flags>(?<!\S)--.*)", message, flags=re.DOTALL)
     if unknown:  # what was given with them may be a key
@@ -81,13 +81,12 @@ def explain(message: str, known: Sequence[str]) -> str:
         return message
     group, _, last = key.rpartition(".")
     near = _called_otherwise(group, last, known) or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    siblings = [name for name in known if group and name.rpartition(".")[0] == group]
-    if message.startswith("Option ") and not near:  # of a class, which has no group
+    if near:
+        return f"{message}; did you mean: {', '.join(near)}?"
+    if message.startswith("Option "):  # of a class, which has no group
         return f"{message}; there are {', '.join(known)}"
-    hints = f"\ndid you mean: {', '.join(near)}?" if near else ""
-    return f"{message}{hints}" + (
-        f"\nkeys of {group}: {', '.join(n[len(group) + 1 :] for n in siblings)}" if siblings else ""
-    )
+    siblings = [name[len(group) + 1 :] for name in known if group and name.rpartition(".")[0] == group]
+    return f"{message}; keys of {group}: {', '.join(siblings)}" if siblings else message
 
 
 OTHER_NAMES = {

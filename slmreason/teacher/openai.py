@@ -174,13 +174,12 @@ class APITeacher(LLMTeacher):
         except _Halt as halt:
             failure = NotAsked(str(halt))
         if type(failure) in TO_CHECK:
-            raise TeacherError(f"{self._cannot_be_asked}: {failure.reason}{TO_CHECK[type(failure)]}")
+            raise self._not_to_be_asked(f"{failure.reason}{TO_CHECK[type(failure)]}")
         if failure is not None:
-            log.warning("%s at present: %s", self._cannot_be_asked, failure.reason)
+            log.warning("%s; that may pass, and the run goes on", self._not_to_be_asked(failure.reason))
 
-    @property
-    def _cannot_be_asked(self) -> str:
-        return f"the teacher {self.model} at {self.base_url} cannot be asked"
+    def _not_to_be_asked(self, why: str) -> TeacherError:
+        return TeacherError(f"the teacher {self.model} at {self.base_url} cannot be asked: {why}")
 
     def estimate(self, requests: Mapping[str, Sequence[Problem]]) -> str:
         """What it would take to be asked for these, by method name: requests, answers on disk, tokens and USD.
@@ -228,7 +227,7 @@ class APITeacher(LLMTeacher):
                     is_silent = number == len(wanted) and not self._patience.heard
                     hopeless = self._patience.given_up or (is_silent and self._patience.last_failure)
                     if hopeless:
-                        raise TeacherError(f"{self._cannot_be_asked}: {hopeless}")
+                        raise self._not_to_be_asked(str(hopeless))
             finally:
                 self._stopped = True
                 pool.shutdown(cancel_futures=True)
