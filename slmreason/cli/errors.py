@@ -44,7 +44,7 @@ def in_a_line(message: str, choices_of: Callable[[str], str | None]) -> str:
         return f"{key}.{within}"
     if within:
         return f"{key}: {within}"
-    if named and "class path" in choices and re.fullmatch(r"[A-Za-z_]\w{,60}", named[1]):
+    if named and "class" in choices and re.fullmatch(r"[A-Za-z_]\w{,60}", named[1]):
         return f"{key}: there is no class {named[1]}; it takes {choices}"
     return f"{key}: takes {choices}"
 

@@ -102,12 +102,12 @@ python -c 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);
   --reward '[AnswerReward, {fn: "rewards.py:brevity", weight: 0.01}]' --run_dir runs/mine --curriculum.rounds 1 \
   --curriculum.probe.attempts 4 --grpo.group_size 4 --grpo.prompts_per_step 8 > out.txt 2>&1 &
 fit=$!
-for _ in $(seq 600); do
+for _ in $(seq 1200); do
   if grep -q '^base: done' out.txt; then break; fi
   kill -0 "$fit" 2> /dev/null || fail "it ended before it could be stopped"
   sleep 0.1
 done
-grep -q '^base: done' out.txt || fail "the base was not measured within a minute"
+grep -q '^base: done' out.txt || fail "the base was not measured within two minutes"
 kill -INT "$fit"
 status=0
 wait "$fit" || status=$?
