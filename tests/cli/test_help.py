@@ -96,7 +96,7 @@ def test_no_page_tells_a_type_in_the_syntax_of_python(capsys: pytest.CaptureFixt
         ("--student.lora=big", "student.lora: takes a mapping {r, alpha, "),
         ("--student.lora.r=big", "student.lora.r: takes a whole number"),
         ("--student.lora.rank=8", "student.lora: Option 'rank' is not accepted; there are alpha, "),
-        ("--trainer.devices={}", "trainer.devices: takes a list of whole numbers, a text, or a whole number"),
+        ("--trainer.limit_train_batches=few", "trainer.limit_train_batches: takes a number, or null"),
         ("--trainer.logger=7", "trainer.logger: takes "),
         ("--data.holdout=tenth", "data.holdout: takes a number"),
     ],
