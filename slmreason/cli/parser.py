@@ -19,8 +19,8 @@ class HelpInWords(DefaultHelpFormatter):
     """Tells what a key takes as choices in words, and a default that is a class by its name."""
 
     def _get_type_str(self, action: Action) -> str | None:
-        hint = getattr(action, "_typehint", None)
-        return super()._get_type_str(action) if hint is None else in_words(hint)
+        plain, hint = super()._get_type_str(action), getattr(action, "_typehint", None)
+        return plain if plain is None or hint is None else in_words(hint)
 
     def _get_help_string(self, action: Action) -> str:
         text = re.sub(r", known subclasses: .*(?=\)$)", "", super()._get_help_string(action))
