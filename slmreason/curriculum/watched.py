@@ -62,8 +62,8 @@ class Logged:
             not_now["masked"] = "grpo.mask_mismatch is null"
         if not settings.draws_at_each_step:
             not_now |= dict.fromkeys(_DRAWS, "grpo.max_sampled_groups is null, and grpo.order is random")
-        any_below = ("order/",) if settings.draws_at_each_step else ()
-        any_below += ("reward/",) if reward.may_log_more else ()
+        open_names = {"order/": settings.draws_at_each_step, "reward/": reward.may_log_more}
+        any_below = tuple(name for name, is_open in open_names.items() if is_open)
         names = (
             *(name for name in names if name not in not_now),
             *_at_every_end(*(f"reward/{t}" for t in reward.terms)),

@@ -173,10 +173,11 @@ class APITeacher(LLMTeacher):
                 failure = first_failure(patient, listing, self.model, self.parameters, seconds)
         except _Halt as halt:
             failure = NotAsked(str(halt))
-        if type(failure) in TO_CHECK:
-            raise self._not_to_be_asked(f"{failure.reason}{TO_CHECK[type(failure)]}")
-        if failure is not None:
-            log.warning("%s; that may pass, and the run goes on", self._not_to_be_asked(failure.reason))
+        if failure is None:
+            return
+        if (to_check := TO_CHECK.get(type(failure))) is not None:
+            raise self._not_to_be_asked(f"{failure.reason}{to_check}")
+        log.warning("%s; that may pass, and the run goes on", self._not_to_be_asked(failure.reason))
 
     def _not_to_be_asked(self, why: str) -> TeacherError:
         return TeacherError(f"the teacher {self.model} at {self.base_url} cannot be asked: {why}")

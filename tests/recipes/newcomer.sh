@@ -131,7 +131,7 @@ does "slmreason.fit" 0 python three_lines.py
 says "greedy pass@1" "round 1 sft" "parameters in runs/from-python"
 
 does "a misspelt key" 2 slmreason fit --config quickstart --grpo.group_sise 4
-says "--grpo.group_sise" "did you mean: grpo.group_size?"
+says "--grpo.group_sise" "did you mean: grpo.group_size"
 one_line
 does "a value that a key does not take" 2 slmreason fit --config quickstart --curriculum.max_tokens many
 says "error: curriculum.max_tokens: takes a whole number, or null"

@@ -409,7 +409,7 @@ def test_an_api_that_has_a_bad_moment_is_let_pass_with_a_warning(make: Make, cap
     with ScriptedServer(one_word, refuse=lambda *_: (500, "later"), models=500, retry_after="0.01") as server:
         make(server).check()
         assert server.attempts <= 3
-    assert "cannot be asked: HTTP 500 Internal Server Error: later; that may pass, and" in caplog.text
+    assert "cannot be asked: HTTP 500 Internal Server Error: Error code: 500 - later; that may pass, and" in caplog.text
 
 
 def test_on_a_budget_of_none_the_api_need_not_be_there(make: Make) -> None:
