@@ -294,8 +294,10 @@ class Collects(Callback):
 @pytest.mark.slow
 def test_the_metrics_that_can_be_watched_are_those_that_a_stage_logs(fit: Fit) -> None:
     fit(with_callback("tests.curriculum.test_trainer_flags.Collects", {}), "--grpo.kl=0.1", "--grpo.temperature=2",
-        "--grpo.mask_mismatch=token", "--grpo.max_sampled_groups=4",
+        "--grpo.mask_mismatch=token",
         "--reward=tests.plugins.CoinReward")  # fmt: skip
+    fit(with_callback("tests.curriculum.test_trainer_flags.Collects", {}), "--grpo.max_sampled_groups=4",
+        "--curriculum.stages=[grpo]")  # fmt: skip
     assert Collects.seen == {f"{stage}/{name}" for stage in ("sft", "grpo") for name in METRICS[stage]}
 
 

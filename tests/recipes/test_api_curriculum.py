@@ -92,10 +92,9 @@ def test_a_run_that_goes_on_looks_for_the_teacher_where_it_needs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    monkeypatch.setenv("DIES_AT", "0")
     with ScriptedServer(true_brain(make_problems("chain", "train", 32))) as server:
         args = ["fit", *CONFIG, *teacher(server, tmp_path), "--curriculum.checkpoint.every_n_steps=1",
-                "--trainer.callbacks+=tests.plugins.Dies", f"--run_dir={run}"]  # fmt: skip
+                "--data.batch_size=2", "--trainer.callbacks+=tests.plugins.Dies", f"--run_dir={run}"]  # fmt: skip
         monkeypatch.setenv("DIES_IN", "grpo")
         assert command(*args).returncode == -signal.SIGKILL
         listed = server.listed
@@ -104,6 +103,7 @@ def test_a_run_that_goes_on_looks_for_the_teacher_where_it_needs_it(
     assert f"the teacher m at {server.base_url} cannot be asked: " in done.stdout
     with ScriptedServer(server.brain, port=server.port) as server:
         monkeypatch.setenv("DIES_IN", "cft")
+        monkeypatch.setenv("DIES_AT", "1")
         assert command("fit", f"--resume={run}").returncode == -signal.SIGKILL
     monkeypatch.delenv("DIES_IN")
     done = command("fit", f"--resume={run}")  # its critiques are made
