@@ -26,6 +26,8 @@ class HelpInWords(DefaultHelpFormatter):
         text = re.sub(r", known subclasses: .*(?=\)$)", "", super()._get_help_string(action))
         if isinstance(action.default, dict | Namespace) and "class_path" in action.default:
             text = text.replace("%(default)s", str(action.default["class_path"]).rpartition(".")[2])
+        if isinstance(action.default, bool):
+            text = text.replace("%(default)s", str(action.default).lower())
         return text.replace("type: %(type)s", "%(type)s").replace("%(type)s, default: ", "%(type)s; default: ")
 
 

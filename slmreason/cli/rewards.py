@@ -86,7 +86,7 @@ def _made(entry: Mapping[str, Any]) -> RewardFn:
     """A class with its arguments, as a config gives one anywhere."""
     named = {key: entry[key] for key in ("class_path", "init_args") if key in entry}
     parser = Parser()
-    parser.add_subclass_arguments(RewardFn, "reward")
+    parser.add_subclass_arguments(RewardFn, "reward", required=True)
     made = parser.instantiate_classes(parser.parse_object({"reward": named})).reward
     assert isinstance(made, RewardFn)
     return made

@@ -11,12 +11,15 @@ from enum import Enum
 from os import PathLike
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from slmreason.run.metrics import StageCSVLogger
 from slmreason.teacher.base import FirstProcessTeacher
 from slmreason.verify.by_source import RewardBySource
 from slmreason.verify.terms import RewardTerms
 
-INNER = (FirstProcessTeacher, RewardBySource, RewardTerms)
-"""Classes that the program itself puts around others; nobody names them in a config."""
+INNER = (FirstProcessTeacher, RewardBySource, RewardTerms, StageCSVLogger, DummyLogger)
+"""Classes that the program itself puts around others or in their place; nobody names them in a config."""
 MOST_NAMES = 8
 """Of classes that are told one by one."""
 
@@ -120,7 +123,10 @@ def _list(args: tuple[Any, ...], fixed: bool) -> Kind:
     if fixed and len(items) > 1:
         each = ", ".join(in_words(item) for item in items)
         return Kind(f"a list of {len(items)}: {each}", f"lists of {len(items)}")
-    many = list(dict.fromkeys(kind.many for item in items for kind in _kinds(item)))
+    kinds = list(dict.fromkeys(kind for item in items for kind in _kinds(item)))
+    many = [kind.many for kind in kinds]
+    if CLASS_PATH in kinds:  # who they are is told where one is taken by itself
+        many = ["classes", *(kind.many for kind in kinds if kind != CLASS_PATH and not kind.is_name)]
     if not many:
         return Kind("a list", "lists")
     listed = " or ".join([", ".join(many[:-1]), many[-1]] if many[1:] else many)

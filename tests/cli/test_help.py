@@ -76,6 +76,7 @@ def test_no_page_tells_a_type_in_the_syntax_of_python(capsys: pytest.CaptureFixt
         "(a whole number, or null; default: null)",
         "(a mapping {r, alpha, ",
         "default: HFEngine)",
+        "(true or false; default: false)",
     ):
         assert told in page
     with pytest.raises(SystemExit):

@@ -160,6 +160,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "not finite": ('[{"fn": "functions.py:brevity", "weight": .inf}]', "brevity: weight must be finite"),
     "no class": ('["nowhere.Reward"]', "Problem with given class_path 'nowhere.Reward': No module named 'nowhere'"),
+    "no such class": ('["NoReward"]', "reward: there is no class NoReward; it takes one of: AnswerReward, "),
     "argument": ('[{"class_path": "AnswerReward", "init_args": {"format": 1}}]', "Option 'format' is not accepted"),
     "no term": ('[{"weight": 1}]', "weight is no argument of its class, or has a value that it does not take"),
     "no function": ('[{"fn": "functions.py:long"}]', "reward: fn: functions.py:long: AttributeError"),

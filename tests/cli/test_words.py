@@ -69,7 +69,7 @@ WORDS: list[tuple[Any, str]] = [
     (Animal | None, "one of: Cat, Dog, a class path, or null"),
     (Animal | list[str | dict[str, Any]], "one of: Cat, Dog, a class path, or a list of texts or mappings"),
     (Animal | Iterable[Animal] | bool,
-     "one of: Cat, Dog, true, false, a class path, or a list of Cat, Dog or class paths"),
+     "one of: Cat, Dog, true, false, a class path, or a list of classes"),
     (str | timedelta | dict[str, int] | None, "a text, a duration, a mapping, or null"),
     (Path, "a path"),
     (Callable[[int], int], "the import path of a function"),
