@@ -37,6 +37,14 @@ METRICS: dict[str, tuple[str, ...]] = {
 """What a stage can log; each is named `sft/loss`. What of it the settings leave out, `Logged.of` knows."""
 
 
+NOBODY_BELOW = {
+    "reward/": "no term of reward has that name",
+    "order/": "grpo.max_sampled_groups is null, and grpo.order is random",
+    "rescue/": "grpo.rescue.kind is null",
+}
+"""Beginnings of names, and why nobody logs a name that begins so."""
+
+
 @dataclass(frozen=True)
 class Logged:
     """What the fits of one stage log."""
@@ -46,7 +54,7 @@ class Logged:
     not_now: Mapping[str, str] = field(default_factory=dict)
     """What they would log by other settings, and which settings leave it out."""
     any_below: tuple[str, ...] = ()
-    """Beginnings of names under which code of the user's may log."""
+    """Beginnings of names that are known in a fit alone."""
 
     @classmethod
     def of(cls, module: StudentModule) -> Logged:
@@ -61,8 +69,9 @@ class Logged:
         if settings.mask_mismatch is None:
             not_now["masked"] = "grpo.mask_mismatch is null"
         if not settings.draws_at_each_step:
-            not_now |= dict.fromkeys(_DRAWS, "grpo.max_sampled_groups is null, and grpo.order is random")
-        open_names = {"order/": settings.draws_at_each_step, "reward/": reward.may_log_more}
+            not_now |= dict.fromkeys(_DRAWS, NOBODY_BELOW["order/"])
+        open_names = {"order/": settings.draws_at_each_step, "reward/": reward.may_log_more,
+                      "rescue/": settings.rescue.kind is not None}  # fmt: skip
         any_below = tuple(name for name, is_open in open_names.items() if is_open)
         names = (
             *(name for name in names if name not in not_now),
@@ -74,9 +83,8 @@ class Logged:
         """Why a metric is not logged, in words; empty where nothing more is to be said, None where it is or may be."""
         if metric in self.names or metric.startswith(self.any_below):
             return None
-        if metric.startswith("reward/"):
-            return "no term of reward has that name"
-        return self.not_now.get(metric, "")
+        beginning = f"{metric.partition('/')[0]}/"
+        return self.not_now.get(metric, NOBODY_BELOW.get(beginning, ""))
 
 
 def check_watched(
@@ -113,7 +121,7 @@ def check_watched(
         names = [f"{name}/{each}" for name, mine in there.items() for each in mine.names]
         raise ValueError(f"{says}, which no stage logs{f' ({why})' if why else ''}; there are {', '.join(names)}")
     if why is not None or (stage in logged and metric not in logged[stage].names):
-        log.info("%s: whether it is logged is up to code of yours", says)
+        log.info("%s: whether it is logged is known in the fit alone", says)
     if isinstance(callback, ModelCheckpoint) and stage == "grpo" and metric in UPDATE:
         raise ValueError(f"{says}, which an epoch without an informative group does not have; watch grpo/reward")
     if stage in logged and len(logged) > 1:

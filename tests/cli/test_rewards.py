@@ -203,4 +203,4 @@ def test_a_function_that_logs_may_log_under_any_name(caplog: pytest.LogCaptureFi
     terms = RewardTerms(AnswerReward(), [WeightedFunction(RewardFunction(logs, "logs", "here"))])
     with caplog.at_level("INFO", logger="slmreason"):
         refuse_callbacks([EarlyStopping("grpo/reward/length")], logged_with(terms), has_logger=True)
-    assert "whether it is logged is up to code of yours" in caplog.text
+    assert "whether it is logged is known in the fit alone" in caplog.text
