@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import inspect
 import json
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from docstring_parser import DocstringStyle, parse, parse_from_object
 from jsonargparse import set_parsing_settings
 
 from slmreason.callbacks import DumpRollouts, SampleCompletions, TrainingHealth
 from slmreason.cli.config import CLASS_KEYS, Parser, build_parser
+from slmreason.cli.words import INNER, in_words
 from slmreason.curriculum import CheckpointSettings, CurriculumSettings, ProbeSettings
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.sources import Columns
@@ -28,9 +28,6 @@ from slmreason.runtime.backend import BackendSettings
 from slmreason.student import Lora, Student
 from slmreason.supervision.critique import CritiqueSettings
 from slmreason.supervision.settings import BridgeSettings
-from slmreason.teacher.base import FirstProcessTeacher
-from slmreason.verify.by_source import RewardBySource
-from slmreason.verify.terms import RewardTerms
 
 MARK = "<!-- every config key -->"
 """Where the table goes on the page."""
@@ -120,7 +117,7 @@ def own_keys(parser: Parser) -> Iterator[Key]:
             continue
         section, _, last = name.rpartition(".")
         meaning = meanings(OWNERS[section]).get(last) if section else CLASS_MEANINGS.get(name, action.help or "")
-        yield _key(name, type_name(hint), action.default, meaning)
+        yield _key(name, in_words(hint), action.default, meaning)
     for section, cls in WITHIN.items():
         yield from arguments(cls, section)
 
@@ -130,7 +127,7 @@ def trainer_keys(parser: Parser) -> Iterator[Key]:
     for action in parser._actions:
         hint = getattr(action, "_typehint", None)
         if hint is not None and str(action.dest).startswith("trainer.") and not str(action.dest).endswith(".help"):
-            yield Key(str(action.dest), type_name(hint), shown(action.default), "")
+            yield Key(str(action.dest), in_words(hint), shown(action.default), "")
 
 
 def classes(base: type) -> list[type]:
@@ -138,10 +135,7 @@ def classes(base: type) -> list[type]:
     below: list[type] = base.__subclasses__()
     found = [cls for child in below for cls in (child, *classes(child))]
     usable = [cls for cls in found if not inspect.isabstract(cls) and cls.__module__.startswith("slmreason.")]
-    return sorted(
-        (cls for cls in usable if cls not in (FirstProcessTeacher, RewardBySource, RewardTerms)),
-        key=lambda cls: cls.__name__,
-    )
+    return sorted((cls for cls in usable if cls not in INNER), key=lambda cls: cls.__name__)
 
 
 def arguments(cls: type, section: str) -> list[Key]:
@@ -155,7 +149,7 @@ def arguments(cls: type, section: str) -> list[Key]:
         if hint is not None:
             default = "required" if action.required else action.default
             meaning = " ".join((action.help or "").split())
-            found.append(_key(str(action.dest), type_name(hint), default, meaning))
+            found.append(_key(str(action.dest), in_words(hint), default, meaning))
     return found
 
 
@@ -169,24 +163,6 @@ def meanings(cls: type) -> dict[str, str]:
         if owner.__module__.startswith("slmreason."):
             docs += [parse_from_object(owner, style), parse(owner.__init__.__doc__ or "", style)]  # type: ignore[misc]
     return {p.arg_name: " ".join(p.description.split()) for doc in docs for p in doc.params if p.description}
-
-
-def type_name(hint: Any) -> str:
-    """A type in words: `int or null`, `sft | grpo | cft`, a list of them."""
-    origin, options = get_origin(hint), get_args(hint)
-    if hint is type(None):
-        return "null"
-    if origin is Literal:
-        return " &#124; ".join(f"`{option}`" for option in options)
-    if origin in (Union, types.UnionType):
-        return " or ".join(type_name(option) for option in options)
-    if origin in (list, tuple):
-        return f"list of {type_name(options[0])}"
-    if origin is dict:
-        return "mapping"
-    if origin is not None:
-        return f"list of {type_name(options[0])}" if options else str(origin)
-    return {str: "text", int: "int", float: "float", bool: "bool"}.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def shown(value: Any) -> str:

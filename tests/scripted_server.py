@@ -48,6 +48,8 @@ class ScriptedServer:
         retry_after: str = "0.05",
         shape: Shape = lambda text: {"finish_reason": "stop", "message": {"role": "assistant", "content": text}},
         refuse: Callable[[Messages, str], tuple[int, str] | None] = lambda messages, authorization: None,
+        models: Sequence[str] | int = ("m",),
+        port: int = 0,
     ) -> None:
         """
         Args:
@@ -55,9 +57,13 @@ class ScriptedServer:
             rate: share of the attempts that something befalls.
             shape: how a choice of a completion is written.
             refuse: a status and a message in place of an answer, by the conversation and the Authorization header.
+            models: that it lists, or the status that it answers with where it is asked for the list.
+            port: that it listens at; any free one for 0.
         """
         self.brain, self.faults, self.rate, self.delay_s = brain, tuple(faults), rate, delay_s
-        self.retry_after, self.refuse, self.shape = retry_after, refuse, shape
+        self.retry_after, self.refuse, self.shape, self.models = retry_after, refuse, shape, models
+        self.listed = 0
+        """How often it was asked for the list of its models."""
         self.counts: Counter[str] = Counter()
         """Attempts by request."""
         self.fates: defaultdict[str, list[str]] = defaultdict(list)
@@ -68,11 +74,15 @@ class ScriptedServer:
         self.authorizations: set[str | None] = set()
         self.in_flight = self.most_in_flight = 0
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", port), _handler(self))
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        return f"http://127.0.0.1:{self.port}/v1"
 
     @property
     def attempts(self) -> int:
@@ -122,6 +132,16 @@ def _handler(script: ScriptedServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         wbufsize = -1  # one packet for head and body
+
+        def do_GET(self) -> None:
+            assert self.path == "/v1/models"
+            script.listed += 1
+            time.sleep(script.delay_s)
+            if isinstance(script.models, int):
+                self._send(script.models, json.dumps({"error": {"message": "no such luck"}}))
+                return
+            named = [{"id": name, "object": "model", "created": 0, "owned_by": "us"} for name in script.models]
+            self._send(200, json.dumps({"object": "list", "data": named}))
 
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])

@@ -63,6 +63,8 @@ def prepare(request: Request) -> Job:
     tell_pool(out, made.data, benchmarks)
 
     def job() -> None:
+        if step.may_ask(file):
+            teacher.check()
         place(made.student, made.rollout, processes)
         step.measure(traces)
         results = step.make(file)
@@ -104,6 +106,11 @@ class _Bridging:
     def strata(self) -> Strata:
         data = self.made.data
         return stratify(data.ledger, data.problems, data.bands)
+
+    def may_ask(self, file: StepFile[BridgeResult]) -> bool:
+        """Whether the teacher may be asked for rows that the file has not yet."""
+        strata = self.strata
+        return bool(self.missing or file.left([*strata.medium, *strata.hard]))
 
     def measure(self, traces: Mapping[str, str]) -> None:
         """Samples what there is no evidence of.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
-from argparse import SUPPRESS
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
@@ -16,7 +14,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from slmreason.cli.command import Command
-from slmreason.cli.errors import ConfigError, explain, tidy
+from slmreason.cli.errors import ConfigError, tidy
+from slmreason.cli.parser import Parser as Parser
+from slmreason.cli.parser import refuse_secrets
 from slmreason.cli.recipes import find_recipe
 from slmreason.cli.rewards import reward_from
 from slmreason.curriculum import CurriculumSettings
@@ -28,18 +28,15 @@ from slmreason.rollout.engine import RolloutEngine
 from slmreason.rollout.transformers import HFEngine  # noqa: F401 - so that `--rollout HFEngine` is found by its short name
 from slmreason.rollout.vllm import VLLMEngine  # noqa: F401
 from slmreason.runtime.backend import BackendSettings
-from slmreason.runtime.redact import is_secret
 from slmreason.student import Student
 from slmreason.supervision.critique import CritiqueSettings
 from slmreason.supervision.settings import BridgeSettings
-from slmreason.teacher.base import FirstProcessTeacher, Teacher
+from slmreason.teacher.base import Teacher
 from slmreason.teacher.dataset import TraceTeacher  # noqa: F401
 from slmreason.teacher.openai import APITeacher  # noqa: F401
 from slmreason.teacher.procedural import ProceduralTeacher  # noqa: F401
 from slmreason.teacher.vllm import VLLMTeacher  # noqa: F401
-from slmreason.verify.by_source import RewardBySource
 from slmreason.verify.rewards import RewardFn
-from slmreason.verify.terms import RewardTerms
 
 EMBEDDED_BENCHMARKS = [
     f"embedded:{family}/test?count=100" for family in ("chain", "one_step", "distractor", "expression", "logic")
@@ -63,48 +60,6 @@ EXTRAS = ("tensorboard", "wandb", "mlflow")
 """Those of them that an extra of the same name brings."""
 MLFLOW_HOME = "sqlite:///mlflow.db"
 """Where MLflow itself keeps what it is told, where nothing is said; Lightning's `./mlruns` it takes no more."""
-
-
-class Parser(LightningArgumentParser):
-    """Lightning's parser, whose errors say which key is wrong and what is accepted, without the wall of usage."""
-
-    own_options: tuple[str, ...] = ()
-    """Those that belong to the command at hand and to no config."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = explain(str(message), self.known_keys())
-        for key, base in CLASS_KEYS.items():
-            if f'"{key}"' in text and "dot import path" in text:
-                text += f"\nclasses for {key}: {', '.join(_subclasses(base))}, or the import path of your own"
-        raise ConfigError(text) from ex
-
-    def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
-        """Without the options that this command alone has: any command takes the config that another wrote.
-
-        Raises:
-            ConfigError: it holds a secret, which would be printed or saved.
-        """
-        shared = cfg.clone()
-        for name in self.own_options:
-            shared.pop(name, None)
-        refuse_secrets(shared)
-        return super().dump(shared, *args, **kwargs)
-
-    def known_keys(self) -> list[str]:
-        return sorted({action.dest for action in self._actions if "." in action.dest or action.option_strings})
-
-    def add_out(self, command: str) -> None:
-        """The option of commands that write one file."""
-        self.add_argument("--out", type=str, default=SUPPRESS, help=f"Where the results are written; {command}.jsonl.")
-
-
-def _subclasses(base: type) -> list[str]:
-    """Names of the classes that a user can choose: all below `base` that can be made from options alone."""
-    found: list[type] = base.__subclasses__()
-    below = [name for cls in found for name in _subclasses(cls)]
-    inner = (FirstProcessTeacher, RewardBySource, RewardTerms)
-    own = [cls.__name__ for cls in found if not inspect.isabstract(cls) and cls not in inner]
-    return sorted({*own, *below})
 
 
 def command_parser(command: Command) -> Parser:
@@ -142,7 +97,10 @@ def build_parser(command: str, description: str) -> Parser:
     parser.add_class_arguments(CFTSettings, "cft", instantiate=False)
     parser.add_class_arguments(BridgeSettings, "bridge")
     parser.add_class_arguments(CritiqueSettings, "critique")
-    parser.add_subclass_arguments(RolloutEngine, "rollout", default={"class_path": "slmreason.rollout.HFEngine"})
+    parser.add_subclass_arguments(
+        RolloutEngine, "rollout", default={"class_path": "slmreason.rollout.HFEngine"},
+        help="Who samples: a class with its arguments.",
+    )  # fmt: skip
     parser.add_argument(
         "--reward", type=RewardFn | list[str | dict[str, Any]], default={"class_path": "slmreason.verify.AnswerReward"},
         help="What a completion earns: a class with its arguments, or a list of terms: {fn, weight, name, messages} "
@@ -181,31 +139,6 @@ def parse(parser: Parser, args: Sequence[str]) -> Namespace:
     refuse_secrets(config)
     with_homes(config)
     return config
-
-
-def refuse_secrets(config: Namespace) -> None:
-    """A config is saved with the run and printed, and its flags stand in the list of processes: no place for a key.
-
-    Raises:
-        ConfigError: a value is a key, a token or a password; the message names the key of the config and not the value.
-    """
-    for key, value in _leaves(config.as_dict()):
-        if is_secret(key.rpartition(".")[2], value):
-            raise ConfigError(
-                f"{key}: a key, token or password does not belong in a config or on the command line, where others can "
-                "read it; put it into an environment variable (WANDB_API_KEY, COMET_API_KEY, ...; for a teacher the "
-                "one that teacher.api_key_env names)"
-            )
-
-
-def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(`trainer.callbacks.0.class_path`, value) of every value in a config, those within lists too."""
-    branches = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else None
-    if branches is None:
-        yield key, tree
-        return
-    for name, branch in branches:
-        yield from _leaves(branch, f"{key}.{name}" if key else str(name))
 
 
 def expand(args: Sequence[str]) -> list[str]:

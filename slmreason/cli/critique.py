@@ -58,6 +58,8 @@ def prepare(request: Request) -> Job:
     file = StepFile(out, rows, request, {"harvest": str(harvest)})
 
     def job() -> None:
+        if file.left(problems):
+            teacher.check()
         place(made.student, made.rollout, processes)
         bridge = Bridge(made.student, made.rollout, teacher, made.reward.verifier, made.bridge)
         critic = Critic(teacher, made.student, made.reward.verifier, made.critique)

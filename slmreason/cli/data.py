@@ -30,7 +30,9 @@ def prepare(request: Request) -> Job:
     limit = made.data.max_prompt_tokens
     views = []
     for entry in made.data.entries:
-        loaded = entry.read().within(made.student.prompt_length, limit, f"data.max_prompt_tokens is {limit}")
+        loaded = entry.read("data.train").within(
+            made.student.prompt_length, limit, f"data.max_prompt_tokens is {limit}"
+        )
         views.append(data_view(entry.path, loaded, made.student, num_rows))
 
     def job() -> None:

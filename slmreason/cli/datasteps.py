@@ -95,7 +95,7 @@ class StepFile(Generic[R]):
         part: int = 0,
     ) -> list[Any]:
         """See `Notes.chunks`. An item is a problem, or has one; the n-th row of a problem is its n-th part."""
-        todo = [item for item in items if not self._made(item, part)]
+        todo = self.left(items, part)
         if len(todo) < len(items):
             log.info("%d of %d problems are in %s already", len(items) - len(todo), len(items), self.path)
             noted(len(items) - len(todo))
@@ -107,6 +107,10 @@ class StepFile(Generic[R]):
                 self._results.setdefault(_name(self.rows.problem_of(result)), []).append(result)
         barrier()
         return [result for item in items for result in self._made(item, part)]
+
+    def left(self, items: Sequence[T], part: int = 0) -> list[T]:
+        """Those that have no row yet."""
+        return [item for item in items if not self._made(item, part)]
 
     def _made(self, item: Any, part: int) -> list[R]:
         results = self._results.get(_name(item), [])

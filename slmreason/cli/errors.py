@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from slmreason.runtime.redact import shown
 
@@ -21,15 +21,57 @@ def tidy(message: str) -> str:
     return re.sub(pattern, "", message, flags=re.DOTALL) or message
 
 
+def in_a_line(message: str, choices_of: Callable[[str], str | None]) -> str:
+    """A parser's message about the value of a key as one line, with what the key takes in words.
+
+    Args:
+        choices_of: what a key takes; None where it is not known.
+
+    Returns:
+        `grpo.kl: takes a number`, or what is wrong within a value that is the right kind of thing; any other message as
+        it is.
+    """
+    key, said = "", tidy(message)
+    while about := re.match(r'Parser key "([\w.]+)"(?: element \d+)?:\s*', said):
+        key, said = about[1], said[about.end() :].strip()
+    choices = choices_of(key) if key else None
+    if choices is None:
+        return message
+    named = _NAMED.search(said)
+    lines = [re.sub(r"^\s*-?\s*", "", line) for line in _WRONG_KIND.sub("", said).splitlines()]
+    within = "; ".join(dict.fromkeys(filter(None, lines))).replace(":; ", ": ")
+    if re.match(r"[\w.]+: (?:takes|there is no class) ", within):  # the value is a class, and this one of its arguments
+        return f"{key}.{within}"
+    if within:
+        return f"{key}: {within}"
+    if named and "class" in choices and re.fullmatch(r"[A-Za-z_]\w{,60}", named[1]):
+        return f"{key}: there is no class {named[1]}; it takes {choices}"
+    return f"{key}: takes {choices}"
+
+
+_NAMED = re.compile(r"Expected a dot import path string: (\S+)\s*$", flags=re.MULTILINE)
+_WRONG_KIND = re.compile(
+    r"Does not validate against any of the Union subtypes$|Subtypes: .*$|Errors:$"
+    r"|Expected a path but [\s\S]*? either not accessible or invalid$"
+    r"|Expected (?!an instantiatable|')(?:.*\n)*?.*(?=\n *- |\n *(?:Given|Subtypes)|\Z)"
+    r"|Not a valid subclass of .*$|Subclass types expect one of:$"
+    r"|- a class path \(str\)$|- a dict (?:with class_path|without class_path|with parameters).*$",
+    flags=re.MULTILINE,
+)
+"""What jsonargparse says of a value that is the wrong kind of thing, in the syntax of Python's types."""
+
+
 def explain(message: str, known: Sequence[str]) -> str:
-    """A parser's message with, for a key that does not exist, the nearest keys that do."""
+    """A parser's message with, for a key that does not exist, the nearest keys that do, or those of its group."""
     message = tidy(message)
     unknown = re.match(r"(?P<head>[Uu]nrecognized arguments: ).*?(?P<flags>(?<!\S)--.*)", message, flags=re.DOTALL)
     if unknown:  # what was given with them may be a key
         message = unknown["head"] + " ".join(re.findall(r"(?<!\S)--[\w.+-]+", unknown["flags"]))
     in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     match = re.search(
-        r"[Uu]nrecognized arguments?:? (?:--)?([\w.]+)|[Kk]ey ['\"]?([\w.]+)['\"]? is not expected", message
+        r"[Uu]nrecognized arguments?:? (?:--)?([\w.]+)"
+        r"|(?:[Kk]ey|Option) ['\"]?([\w.]+)['\"]? is not (?:expected|accepted)",
+        message,
     )
     if in_group:
         key = f"{in_group.group(1)}.{in_group.group(2)}"
@@ -39,11 +81,12 @@ def explain(message: str, known: Sequence[str]) -> str:
         return message
     group, _, last = key.rpartition(".")
     near = _called_otherwise(group, last, known) or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    siblings = [name for name in known if group and name.rpartition(".")[0] == group]
-    hints = f"\ndid you mean: {', '.join(near)}?" if near else ""
-    return f"{message}{hints}" + (
-        f"\nkeys of {group}: {', '.join(n[len(group) + 1 :] for n in siblings)}" if siblings else ""
-    )
+    if near:
+        return f"{message}; did you mean: {', '.join(near)}?"
+    if message.startswith("Option "):  # of a class, which has no group
+        return f"{message}; there are {', '.join(known)}"
+    siblings = [name[len(group) + 1 :] for name in known if group and name.rpartition(".")[0] == group]
+    return f"{message}; keys of {group}: {', '.join(siblings)}" if siblings else message
 
 
 OTHER_NAMES = {

@@ -97,7 +97,8 @@ class Fit:
         traces, critiques = given_files(made.data, made.bridge.traces, made.critique.records)
         scored = traces_to_score(made, traces, measures=made.curriculum.probe.refresh != "never")
         stages = [modules[stage] for stage in dict.fromkeys(made.curriculum.stages)]
-        try_trainers(fresh, stages, Path(config.run_dir), made.curriculum.max_tokens is not None)
+        budget, validation = made.curriculum.max_tokens is not None, modules["sft"].validation
+        try_trainers(fresh, stages, Path(config.run_dir), budget, validation)
         processes = Processes(fresh(), made.backend)
         if processes.shards > 1:
             refuse_sharding(made.student, stages)
@@ -142,6 +143,7 @@ class Fit:
                 run.prepare()
             except ValueError as error:
                 raise ConfigError(str(error)) from error
+            run.check_teacher()
             tell(f"if it is cut off, {self.going_on}")
             run.run()
         if run.stopped:

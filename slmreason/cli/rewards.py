@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
-from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch.cli import LightningArgumentParser
-
-from slmreason.cli.errors import ConfigError, tidy
+from slmreason.cli.errors import ConfigError
+from slmreason.cli.parser import Parser
+from slmreason.cli.words import in_words
 from slmreason.verify.loading import load_function
 from slmreason.verify.rewards import AnswerReward, RewardFn
 from slmreason.verify.terms import RewardTerms, WeightedFunction
@@ -19,9 +17,8 @@ from slmreason.verify.terms import RewardTerms, WeightedFunction
 log = logging.getLogger(__name__)
 KEYS = {"fn": ("fn", "weight", "name", "messages"), "class_path": ("class_path", "init_args", "weight", "name")}
 """What may stand in a term, by what tells its kind."""
-KINDS: dict[str, tuple[type, ...]] = {
-    "fn": (str,), "class_path": (str,), "weight": (int, float), "name": (str,), "messages": (bool,),
-    "init_args": (Mapping,),
+KINDS: dict[str, Any] = {
+    "fn": str, "class_path": str, "weight": int | float, "name": str, "messages": bool, "init_args": Mapping,
 }  # fmt: skip
 
 
@@ -77,8 +74,7 @@ def _term(given: str | Mapping[str, Any]) -> _Verifier | WeightedFunction:
         raise ConfigError(f"reward: the term {entry[kind]} does not accept {', '.join(unknown)}; there are {shapes}")
     for key, value in entry.items():
         if not isinstance(value, KINDS[key]) or (isinstance(value, bool) and key != "messages"):
-            wanted = " or ".join(kind.__name__ for kind in KINDS[key])
-            raise ConfigError(f"reward: {key} of the term {entry[kind]} must be of type {wanted}")
+            raise ConfigError(f"reward: {key} of the term {entry[kind]} takes {in_words(KINDS[key])}")
     weight = float(entry.get("weight", 1.0))
     if kind == "fn":
         function = load_function(entry["fn"], entry.get("name"), entry.get("messages", False))
@@ -89,12 +85,8 @@ def _term(given: str | Mapping[str, Any]) -> _Verifier | WeightedFunction:
 def _made(entry: Mapping[str, Any]) -> RewardFn:
     """A class with its arguments, as a config gives one anywhere."""
     named = {key: entry[key] for key in ("class_path", "init_args") if key in entry}
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(RewardFn, "reward")
-    try:
-        made = parser.instantiate_classes(parser.parse_object({"reward": named})).reward
-    except ArgumentError as error:
-        said = re.search(r"- (.*?)(?=\n +- Expected|\Z)", tidy(str(error)), flags=re.DOTALL)
-        raise ConfigError(f"reward: {' '.join((said[1] if said else str(error)).split())}") from error
+    parser = Parser()
+    parser.add_subclass_arguments(RewardFn, "reward", required=True)
+    made = parser.instantiate_classes(parser.parse_object({"reward": named})).reward
     assert isinstance(made, RewardFn)
     return made

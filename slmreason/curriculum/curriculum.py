@@ -144,6 +144,19 @@ class Curriculum:
         if self.parts.teacher is None:
             log.info(NO_TEACHER)
 
+    def check_teacher(self) -> None:
+        """Finds out whether the teacher can be asked, where a stage that is still to come may ask it.
+
+        `prepare` comes first.
+
+        Raises:
+            TeacherError: it cannot.
+        """
+        left = [] if self._is_spent or self.clock.is_late() else self._left
+        begun = left[0] if left and self._resumed is not None else None
+        if any(self.stages[place.stage].asks_teacher(is_prepared=place is begun) for place in left):
+            self.teacher.check()
+
     def run(self) -> list[StageReport]:
         """All rounds and stages, the benchmarks between them, the student at the end; nothing is done twice.
 
@@ -159,7 +172,7 @@ class Curriculum:
             self._end_stage(Place(0, "base"), "done", seconds=0.0, rows=0, is_scored=True)
         elif self.state.evaluate:
             self._score()
-        while left := self.settings.places[len(self.reports) - 1 :]:
+        while left := self._left:
             if self._resumed is None and self.clock.is_late():
                 self._stop_short(left)
                 break
@@ -170,6 +183,11 @@ class Curriculum:
                 self._stop_short(left[1:])
                 break
         self._finish()
+
+    @property
+    def _left(self) -> Sequence[Place]:
+        """The stages that are still to come; the first of them may be in its middle."""
+        return self.settings.places[max(0, len(self.reports) - 1) :]
 
     # -- one stage --------------------------------------------------------------------------------------------------
 

@@ -70,6 +70,14 @@ class Stage(ABC):
     def callbacks(self, place: Place, run: RunState) -> list[Callback]:
         """What the fit needs besides what every fit has."""
 
+    def asks_teacher(self, is_prepared: bool) -> bool:
+        """Whether the teacher may be asked for the fit.
+
+        Args:
+            is_prepared: the fit goes on in its middle.
+        """
+        return False
+
     def enter(self, place: Place, run: RunState, resumed: Resumed | None) -> int:
         """Makes the set that the data module draws from: prepared, or read where the fit goes on in its middle.
 
@@ -147,6 +155,11 @@ class SFTStage(Stage):
         self._set: AcquisitionStage | None = None
         self._written = 0
         """Traces of the set that are in the stage's file."""
+
+    def asks_teacher(self, is_prepared: bool) -> bool:
+        """Each epoch draws its set anew, and may find problems in it that have no trace yet."""
+        given = self.traces.given_traces
+        return (self.mixes_critiques and self.makes_critiques) or any(p.id not in given for p in self.data.problems)
 
     def prepare(self, place: Place, run: RunState) -> StageSet:
         self.prober.before(place, run.last_grpo_began)
@@ -253,6 +266,9 @@ class CFTStage(Stage):
         """
         super().__init__(module, tools)
         self.given = list(given)
+
+    def asks_teacher(self, is_prepared: bool) -> bool:
+        return not is_prepared
 
     def prepare(self, place: Place, run: RunState) -> StageSet | None:
         given_ids = {record.problem.id for record in self.given}

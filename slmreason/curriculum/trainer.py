@@ -32,10 +32,17 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from slmreason.callbacks import KeepCheckpoints, StageProgressBar, TrainingHealth
-from slmreason.curriculum.trainer_flags import check_loggers, in_stage, refuse_callbacks, refuse_flags
+from slmreason.curriculum.trainer_flags import (
+    check_loggers,
+    check_validated_epochs,
+    in_stage,
+    refuse_callbacks,
+    refuse_flags,
+)
+from slmreason.curriculum.watched import Logged, validation_metrics
 from slmreason.modules.base import StudentModule
 from slmreason.modules.grpo import GRPOModule
-from slmreason.modules.validation import Tally
+from slmreason.modules.validation import Validation
 from slmreason.records import Place
 from slmreason.run.metrics import StageCSVLogger
 from slmreason.run.tree import SafetensorsIO
@@ -109,23 +116,35 @@ def build_trainer(
     return L.Trainer(**with_strategy(config))
 
 
-def try_trainers(fresh_config: FreshConfig, modules: Sequence[StudentModule], run_dir: Path, has_budget: bool) -> None:
+def try_trainers(
+    fresh_config: FreshConfig,
+    modules: Sequence[StudentModule],
+    run_dir: Path,
+    has_budget: bool,
+    validation: Validation | None = None,
+) -> None:
     """Makes the Trainer of each stage once, with its callbacks, so that what cannot be made is known before it is due.
 
     Args:
         modules: of the stages that the run has.
         has_budget: curriculum.max_tokens is set.
+        validation: with what fits are validated, whether the run has any or not; None where nothing is held out.
 
     Raises:
         ValueError: a flag or a callback is refused, or a Trainer cannot be made; the message names the key.
     """
     config = fresh_config()
-    validated = validation_metrics(modules)
-    refuse_flags(config, has_budget, has_validation=bool(validated))
+    refuse_flags(config, has_budget, has_validation=validation is not None)
+    validated = validation_metrics(validation)
+    if validated and not modules:
+        log.info("curriculum.stages is empty: no fit, so that what is held out is not validated on")
     theirs = _listed(config.get("callbacks"))
     if config.get("limit_val_batches") == 0:
         validated = []
-    refuse_callbacks(theirs, [module.stage for module in modules], config.get("logger") is not False, validated)
+    if validated:
+        check_validated_epochs(config, {module.stage: module.settings.epochs for module in modules})
+    logged = {module.stage: Logged.of(module) for module in modules}
+    refuse_callbacks(theirs, logged, config.get("logger") is not False, validated)
     check_loggers(given_loggers(config))
     for module in modules:
         keep = KeepCheckpoints(
@@ -139,14 +158,6 @@ def try_trainers(fresh_config: FreshConfig, modules: Sequence[StudentModule], ru
                 build_trainer(fresh_config, module, stage_dir, module.settings.epochs, ours, None)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException, OSError, ImportError) as error:
             raise ValueError(f"trainer: the Trainer of {module.stage} cannot be made: {error}") from error
-
-
-def validation_metrics(modules: Sequence[StudentModule]) -> list[str]:
-    """What the validations of these stages log; nothing where there is none."""
-    validation = next((module.validation for module in modules if module.validation is not None), None)
-    if validation is None:
-        return []
-    return list(Tally(problems=1).metrics(validation.settings.samples))
 
 
 def run_time(fresh_config: FreshConfig) -> timedelta | None:

@@ -30,15 +30,13 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 
+from slmreason.curriculum.watched import METRICS, NO_VALIDATION, Logged, check_watched
 from slmreason.run.folder import checked_folder
 from slmreason.run.tree import unsavable
 from slmreason.runtime.lightning_internals import waits_for_validation
 
 log = logging.getLogger(__name__)
 
-NO_VALIDATION = """\
-there is nothing to validate on: set data.holdout or data.validation; benchmarks are run between the stages \
-(curriculum.evaluate, evaluation.limit)"""
 NO_TEST = """\
 the fits have no test or prediction loop; benchmarks are run between the stages (curriculum.evaluate, \
 evaluation.limit)"""
@@ -110,18 +108,6 @@ FOREIGN_TO_US: dict[type[Callback], str] = {
 }
 NEEDS_LOGGER = (LearningRateMonitor, DeviceStatsMonitor)
 
-_COMMON = ("gradient_norm", "skipped_steps")
-_SUPERVISED = ("loss", "loss_step", "loss_epoch", "target_tokens", *_COMMON)
-_ROLLOUTS = ("reward", "informative", "all_zero", "all_one", "truncated", "completion_tokens")
-_UPDATE = ("loss", "entropy", "clipped", "sampler_mismatch", "masked", "kl", *_COMMON)
-"""Of GRPO's optimizer steps; an epoch without an informative group has none."""
-METRICS: dict[str, tuple[str, ...]] = {
-    "sft": _SUPERVISED,
-    "cft": _SUPERVISED,
-    "grpo": (*(f"{name}{end}" for name in _ROLLOUTS for end in ("", "_step", "_epoch")), *_UPDATE),
-}
-"""What a callback can watch, by stage; each is named `sft/loss`."""
-
 
 def refuse_flags(config: Mapping[str, Any], has_budget: bool, has_validation: bool = False) -> None:
     """Refuses what a run cannot honour, and says what a flag means here that is not plain.
@@ -156,12 +142,36 @@ def refuse_flags(config: Mapping[str, Any], has_budget: bool, has_validation: bo
         log.info("trainer.enable_checkpointing is false: a run that is cut off goes on after the newest whole stage")
 
 
+def check_validated_epochs(config: Mapping[str, Any], epochs: Mapping[str, int]) -> None:
+    """Refuses to be validated less often than any fit has epochs, and says which stages have too few.
+
+    Args:
+        config: keyword arguments of a Trainer.
+        epochs: of a fit, by stage.
+
+    Raises:
+        ValueError: no stage would be validated.
+    """
+    every, most = config.get("check_val_every_n_epoch", 1), config.get("max_epochs")
+    if every is None:
+        return
+    fitted = {stage: min(each, most) if most is not None and most > 0 else each for stage, each in epochs.items()}
+    never = {stage: each for stage, each in fitted.items() if each < every}
+    counts = ", ".join(f"{each} of {stage}" for stage, each in never.items())
+    if never and len(never) == len(fitted):
+        raise ValueError(f"trainer.check_val_every_n_epoch: {every} is refused: no fit has so many epochs ({counts}), "
+                         "and none would be validated")  # fmt: skip
+    if never:
+        log.info("trainer.check_val_every_n_epoch is %d: too few epochs for a validation has %s", every, counts)
+
+
 def refuse_callbacks(
-    callbacks: Sequence[Callback], stages: Sequence[str], has_logger: bool, validated: Sequence[str] = ()
+    callbacks: Sequence[Callback], logged: Mapping[str, Logged], has_logger: bool, validated: Sequence[str] = ()
 ) -> None:
     """Refuses callbacks that would fail in a fit or do nothing, and says which are in some of the stages alone.
 
     Args:
+        logged: what each stage of the run logs.
         validated: the metrics of a validation; none where there is none.
 
     Raises:
@@ -182,33 +192,7 @@ def refuse_callbacks(
         if isinstance(callback, EarlyStopping) and waits_for_validation(callback) and not validated:
             raise ValueError(f"{name} is refused with check_on_train_epoch_end false: {NO_VALIDATION}")
         if isinstance(watched := getattr(callback, "monitor", None), str):
-            if watched.startswith("val/"):
-                _check_validated(name, watched, validated)
-            else:
-                _check_watched(name, callback, watched, stages, others_log)
-
-
-def _check_validated(name: str, watched: str, validated: Sequence[str]) -> None:
-    if not validated:
-        raise ValueError(f"{name} watches {watched}, which no stage logs: trainer.limit_val_batches is 0, or "
-                         f"{NO_VALIDATION}")  # fmt: skip
-    if watched not in validated:
-        raise ValueError(f"{name} watches {watched}, which no validation logs; there are {', '.join(validated)}")
-
-
-def _check_watched(name: str, callback: Callback, watched: str, stages: Sequence[str], others_log: bool) -> None:
-    stage, _, metric = watched.partition("/")
-    if stage in METRICS and stage not in stages:
-        raise ValueError(f"{name} watches {watched}, and there is no {stage} in curriculum.stages")
-    known = stage in METRICS and (metric in METRICS[stage] or (stage == "grpo" and metric.startswith("reward/")))
-    if not known and not others_log:
-        names = [f"{s}/{m}" for s in (*([stage] if stage in METRICS else stages),) for m in METRICS[s]]
-        raise ValueError(f"{name} watches {watched}, which no stage logs; there are {', '.join(names)}")
-    if isinstance(callback, ModelCheckpoint) and stage == "grpo" and metric in _UPDATE:
-        raise ValueError(f"{name} watches {watched}, which an epoch without an informative group does not have; watch "
-                         "grpo/reward")  # fmt: skip
-    if stage in METRICS and len(set(stages)) > 1:
-        log.info("%s watches %s: it is in the %s stages alone", name, watched, stage)
+            check_watched(callback, watched, logged, validated, others_log)
 
 
 def in_stage(callbacks: Sequence[Callback], stage: str) -> list[Callback]:

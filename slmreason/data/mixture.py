@@ -46,9 +46,20 @@ class Entry:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"{self.path}: limit must be at least 1, got {self.limit}")
 
-    def read(self, wants: Callable[[str], bool] | None = None) -> Loaded:
-        """What the data set gives; `wants` tells the columns that its problems keep."""
-        return load_problems(self.path, self.columns, self.split, self.limit, wants)
+    def read(self, key: str, wants: Callable[[str], bool] | None = None) -> Loaded:
+        """What the data set gives.
+
+        Args:
+            key: of the config that names it.
+            wants: tells the columns that its problems keep.
+
+        Raises:
+            ValueError: it cannot be had or read, or has no usable row; the message begins with the key.
+        """
+        try:
+            return load_problems(self.path, self.columns, self.split, self.limit, wants)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
 
 
 def entries_of(
@@ -101,7 +112,7 @@ def read_pool(
     Raises:
         ValueError: a data set cannot be read, or every problem of it is rejected.
     """
-    parts = [_usable(entry, keep(entry.read(wants))) for entry in entries]
+    parts = [_usable(entry, keep(entry.read("data.train", wants))) for entry in entries]
     if len(parts) == 1:
         return parts[0]
     parts = _told_apart(parts)

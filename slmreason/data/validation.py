@@ -25,7 +25,7 @@ def read_validation(entries: Sequence[Entry], fits: Callable[[Problem], bool]) -
     """
     if not entries:
         return ()
-    read = [problem for entry in entries for problem in entry.read().problems]
+    read = [problem for entry in entries for problem in entry.read("data.validation").problems]
     usable = tuple(problem for problem in read if fits(problem))
     location = ", ".join(entry.path for entry in entries)
     if not usable:

@@ -116,7 +116,7 @@ def load_benchmarks(
 def _read(entry: Entry) -> Loaded:
     """What a benchmark gives; a reason names the keys of its own entry, since `data.columns` is of the pool."""
     try:
-        loaded = entry.read()
+        loaded = entry.read("benchmarks")
     except ValueError as error:
         raise ValueError(_of_entry(str(error))) from error
     return replace(loaded, rejects=tuple(replace(each, reason=_of_entry(each.reason)) for each in loaded.rejects))

@@ -47,6 +47,13 @@ class Teacher(ABC):
     def new_trace(self, problems: Sequence[Problem]) -> list[str | None]:
         """A complete fresh solution of each problem."""
 
+    def check(self) -> None:  # noqa: B027 - most are here already
+        """Finds out whether it can be asked at all, before a run does what is lost on one that cannot.
+
+        Raises:
+            TeacherError: it cannot; the message says why, and which key to change.
+        """
+
     def estimate(self, requests: Mapping[str, Sequence[Problem]]) -> str | None:
         """What it would cost to be asked for these (by method name), in words; None when nothing is paid for."""
         return None
@@ -81,6 +88,9 @@ class FirstProcessTeacher(Teacher):
 
     def new_trace(self, problems: Sequence[Problem]) -> list[str | None]:
         return first_only(lambda: self.teacher.new_trace(problems))
+
+    def check(self) -> None:
+        first_only(self.teacher.check)
 
     def estimate(self, requests: Mapping[str, Sequence[Problem]]) -> str | None:
         return self.teacher.estimate(requests)

@@ -26,6 +26,7 @@ from slmreason.teacher.answers import AnswerFile
 from slmreason.teacher.completions import content_text, is_content, refusal_in
 from slmreason.teacher.patience import NotAsked, Patience, failure_of
 from slmreason.teacher.prompted import Answer, Conversation, Failure, LLMTeacher, TeacherError
+from slmreason.teacher.reach import TO_CHECK, TRIES, WAIT_S, first_failure
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +152,36 @@ class APITeacher(LLMTeacher):
             self._report(kind, list(results.values())[on_disk:], on_disk, before, time.monotonic() - began)
         return [results[key] for key in keys]
 
+    def check(self) -> None:
+        """Looks whether the API lists the model, and asks a short question where that does not tell.
+
+        Nothing is asked on a budget of no request: what is on disk is answered from there.
+
+        Raises:
+            TeacherError: the API does not answer, refuses the key or the parameters, or does not know the model.
+        """
+        if self._no_more() is not None:
+            return
+        import openai
+
+        seconds = min(self.timeout_s, WAIT_S)
+        wait = openai.Timeout(seconds, connect=min(seconds, CONNECT_S))
+        patient = self._client.with_options(max_retries=min(self.max_retries, TRIES), timeout=wait)
+        try:
+            with self._http_client() as plain:  # a list is not paid for, and is no completion
+                listing = patient.with_options(http_client=plain)
+                failure = first_failure(patient, listing, self.model, self.parameters, seconds)
+        except _Halt as halt:
+            failure = NotAsked(str(halt))
+        if failure is None:
+            return
+        if (to_check := TO_CHECK.get(type(failure))) is not None:
+            raise self._not_to_be_asked(f"{failure.reason}{to_check}")
+        log.warning("%s; that may pass, and the run goes on", self._not_to_be_asked(failure.reason))
+
+    def _not_to_be_asked(self, why: str) -> TeacherError:
+        return TeacherError(f"the teacher {self.model} at {self.base_url} cannot be asked: {why}")
+
     def estimate(self, requests: Mapping[str, Sequence[Problem]]) -> str:
         """What it would take to be asked for these, by method name: requests, answers on disk, tokens and USD.
 
@@ -197,7 +228,7 @@ class APITeacher(LLMTeacher):
                     is_silent = number == len(wanted) and not self._patience.heard
                     hopeless = self._patience.given_up or (is_silent and self._patience.last_failure)
                     if hopeless:
-                        raise TeacherError(f"the teacher {self.model} at {self.base_url} cannot be asked: {hopeless}")
+                        raise self._not_to_be_asked(str(hopeless))
             finally:
                 self._stopped = True
                 pool.shutdown(cancel_futures=True)
@@ -247,15 +278,20 @@ class APITeacher(LLMTeacher):
     def _connect(self, key: str | None) -> Any:
         import openai
 
-        # Nothing on this machine is reached through a proxy.
         hooks: dict[str, list[Callable[..., Any]]] = {"request": [self._count], "response": [_refuse_broken]}
         return openai.OpenAI(
             base_url=self.base_url,
             api_key=key or "none",
             max_retries=self.max_retries,
             timeout=openai.Timeout(self.timeout_s, connect=min(self.timeout_s, CONNECT_S)),
-            http_client=openai.DefaultHttpxClient(event_hooks=hooks, trust_env=not is_loopback(self.base_url)),
+            http_client=self._http_client(event_hooks=hooks),
         )
+
+    def _http_client(self, **options: Any) -> Any:
+        """Nothing on this machine is reached through a proxy."""
+        import openai
+
+        return openai.DefaultHttpxClient(trust_env=not is_loopback(self.base_url), **options)
 
     def _count(self, request: Any) -> None:
         """Before each HTTP request, a retry too: takes it from the budget, or stops it."""

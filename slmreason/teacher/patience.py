@@ -7,12 +7,17 @@ from slmreason.teacher.prompted import Answer, Failure
 
 PATIENCE = 20
 """So many requests in a row without an answer, each with all its retries, and the API is given up."""
-HOPELESS = {401: "api_key_env", 402: "the account", 403: "api_key_env", 404: "base_url and model"}
+HOPELESS = {401: "teacher.api_key_env", 402: "the account", 403: "teacher.api_key_env",
+            404: "teacher.base_url and teacher.model"}  # fmt: skip
 """Statuses that every further request would get too, and what to check then."""
 
 
 class NotAsked(Failure):
     """A budget is used up, or the teacher was stopped."""
+
+
+class Unreachable(Failure):
+    """Nobody answered, not even to refuse."""
 
 
 class Refused(Failure):
@@ -65,5 +70,6 @@ def failure_of(error: Exception, heard: bool, timeout_s: float) -> Failure:
             return Hopeless(f"{reason}; check {HOPELESS.get(status, 'the account')}")
         return Failure(reason) if status >= 500 or status in (408, 409, 429) else Refused(reason)
     if isinstance(error, openai.APITimeoutError):
-        return Failure(f"no answer within {timeout_s:g} s")
-    return Failure(redact(f"{error} {error.__cause__ or ''}")[:500])
+        return Unreachable(f"no answer within {timeout_s:g} s")
+    kind = Unreachable if isinstance(error, openai.APIConnectionError) else Failure
+    return kind(redact(f"{error} {error.__cause__ or ''}".strip())[:500])

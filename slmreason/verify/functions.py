@@ -70,6 +70,11 @@ class RewardFunction:
         """Whether a column of the dataset has to be kept for it."""
         return column not in NO_COLUMNS and (self._reads_any or column in self.accepted)
 
+    @property
+    def may_log_metrics(self) -> bool:
+        """Whether it may call `log_metric`, with any name."""
+        return self._reads_any or "log_metric" in self.accepted
+
     def missing(self, problem: Problem) -> list[str]:
         """The columns that it cannot do without and that this problem has not."""
         return [name for name in self.required if name not in OURS and name not in _columns(problem)]

@@ -87,6 +87,16 @@ class RewardFn(ABC):
         """Whether problems have to keep a column of their rows for it."""
         return False
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of its terms, under which what each gave is logged as `grpo/reward/NAME`."""
+        return ()
+
+    @property
+    def may_log_more(self) -> bool:
+        """Whether its functions may log numbers under names that nobody knows beforehand."""
+        return False
+
     def at_step(self, step: Step) -> None:  # noqa: B027 - most do not ask
         """Is told where the fit stands before completions are graded."""
 

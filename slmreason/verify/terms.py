@@ -89,6 +89,14 @@ class RewardTerms(RewardFn):
     def wants_column(self, column: str) -> bool:
         return any(each.function.wants_column(column) for each in self.functions)
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return self.names
+
+    @property
+    def may_log_more(self) -> bool:
+        return any(each.function.may_log_metrics for each in self.functions)
+
     def at_step(self, step: Step) -> None:
         self.step = step
 

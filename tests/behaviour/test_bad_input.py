@@ -335,6 +335,30 @@ def test_the_command_refuses_such_a_file_with_one_message_and_status_2(
     assert not Path("runs").exists()
 
 
+NOBODYS = "nobody-at-all/nothing"
+"""On no hub, and the tests are offline."""
+
+
+@pytest.mark.parametrize(
+    ("arg", "says"),
+    [
+        (f"--student.model={NOBODYS}", f"student.model: cannot load '{NOBODYS}': "),
+        (f"--data.train={NOBODYS}", f"data.train: {NOBODYS}: neither a local file nor a dataset that the hub gave ("),
+        (f"--data.train=[embedded:chain/train?count=2, {NOBODYS}]", f"data.train: {NOBODYS}: neither a local file"),
+        (f"--data.validation={NOBODYS}", f"data.validation: {NOBODYS}: neither a local file"),
+        (f"--benchmarks=[embedded:chain/test?count=1, {NOBODYS}]", f"benchmarks: {NOBODYS}: neither a local file"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_refused_in_a_line_with_its_key_before_anything_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arg: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*FIT, arg]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {says}")
+    assert not Path("runs").exists()
+
+
 def test_the_command_refuses_a_folder_without_a_suffix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pool").mkdir()
     assert main([*FIT, f"--data.train={tmp_path / 'pool'}"]) == 2

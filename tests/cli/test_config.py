@@ -79,7 +79,7 @@ def test_the_fits_of_a_run_have_the_same_loggers_and_callbacks_of_their_own(tmp_
     ("args", "words"),
     [
         (["--grpo.group_sze=4"], ["group_sze", "grpo.group_size"]),
-        (["--grpo.group_size=many"], ["grpo.group_size", "int"]),
+        (["--grpo.group_size=many"], ["grpo.group_size", "a whole number"]),
         (["--grpo.loss=ppo"], ["grpo.loss", "dr_grpo", "gspo"]),
         (["--rollout=NoEngine"], ["rollout", "NoEngine", "HFEngine"]),
         (["--trainer.max_epoch=3"], ["max_epoch", "trainer.max_epochs"]),

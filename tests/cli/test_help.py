@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -57,6 +58,57 @@ def test_the_help_of_a_group_has_its_keys_alone(capsys: pytest.CaptureFixture[st
     assert "--sft." not in page
     assert main(["fit", "--help", "gpro"]) == 2
     assert "no such group; there are" in capsys.readouterr().err
+
+
+TYPING = re.compile(
+    r"\b(?:Union|Optional|Literal|list|dict|tuple|Iterable|Callable)\[|<class |NoneType|type: |known subcl"
+)
+
+
+def test_no_page_tells_a_type_in_the_syntax_of_python(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--help", "all"]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert TYPING.findall(page) == []
+    for told in (
+        "(one of: APITeacher, ",
+        "VLLMTeacher, a class path, or null; default: null)",
+        "(a list of sft, grpo or cft; default: ",
+        "(a whole number, or null; default: null)",
+        "(a mapping {r, alpha, ",
+        "default: HFEngine)",
+        "(true or false; default: false)",
+    ):
+        assert told in page
+    with pytest.raises(SystemExit):
+        main(["fit", "--rollout.help=VLLMEngine"])
+    page = " ".join(capsys.readouterr().out.split())
+    assert TYPING.findall(page) == []
+    assert ", or null; default: null)" in page
+
+
+@pytest.mark.parametrize(
+    ("arg", "says"),
+    [
+        ("--grpo.group_size=many", "grpo.group_size: takes a whole number"),
+        ("--curriculum.max_tokens=lots", "curriculum.max_tokens: takes a whole number, or null"),
+        ("--grpo.loss=ppo", "grpo.loss: takes one of: grpo, dr_grpo, dapo, gspo, cispo, sapo, or gmpo"),
+        ("--rollout=NoEngine", "rollout: there is no class NoEngine; it takes one of: "),
+        ("--teacher=NoTeacher", "teacher: there is no class NoTeacher; it takes one of: APITeacher, "),
+        ("--student.lora=big", "student.lora: takes a mapping {r, alpha, "),
+        ("--student.lora.r=big", "student.lora.r: takes a whole number"),
+        ("--student.lora.rank=8", "student.lora: Option 'rank' is not accepted; there are alpha, "),
+        ("--trainer.limit_train_batches=few", "trainer.limit_train_batches: takes a number, or null"),
+        ("--trainer.logger=7", "trainer.logger: takes "),
+        ("--data.holdout=tenth", "data.holdout: takes a number"),
+    ],
+)
+def test_a_value_that_a_key_does_not_take_is_answered_in_a_line_with_what_it_takes(
+    capsys: pytest.CaptureFixture[str], arg: str, says: str
+) -> None:
+    assert main(["fit", arg]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {says}")
+    assert TYPING.findall(line) == []
 
 
 def test_a_group_that_is_the_beginning_of_another_key_is_not_mixed_with_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ from slmreason.cli.errors import ConfigError
 from slmreason.cli.python import as_arguments
 from slmreason.cli.rewards import reward_from
 from slmreason.curriculum.trainer_flags import refuse_callbacks
+from slmreason.curriculum.watched import Logged
+from slmreason.modules.grpo import GRPOModule
+from slmreason.rollout.transformers import HFEngine
 from slmreason.run.folder import RunFolder
-from slmreason.verify.rewards import AnswerReward
-from slmreason.verify.terms import RewardTerms
+from slmreason.student import Student
+from slmreason.verify.functions import RewardFunction
+from slmreason.verify.rewards import AnswerReward, RewardFn
+from slmreason.verify.terms import RewardTerms, WeightedFunction
 
 FUNCTIONS = '''
 from pathlib import Path
@@ -150,10 +156,11 @@ REFUSED: dict[str, tuple[str, str]] = {
     "unknown key": ('[{"fn": "functions.py:brevity", "wieght": 1}]', "brevity does not accept wieght; there are"),
     "type": (
         '[{"fn": "functions.py:brevity", "weight": "x"}]',
-        "weight of the term functions.py:brevity must be of type",
+        "weight of the term functions.py:brevity takes a number",
     ),
     "not finite": ('[{"fn": "functions.py:brevity", "weight": .inf}]', "brevity: weight must be finite"),
     "no class": ('["nowhere.Reward"]', "Problem with given class_path 'nowhere.Reward': No module named 'nowhere'"),
+    "no such class": ('["NoReward"]', "reward: there is no class NoReward; it takes one of: AnswerReward, "),
     "argument": ('[{"class_path": "AnswerReward", "init_args": {"format": 1}}]', "Option 'format' is not accepted"),
     "no term": ('[{"weight": 1}]', "weight is no argument of its class, or has a value that it does not take"),
     "no function": ('[{"fn": "functions.py:long"}]', "reward: fn: functions.py:long: AttributeError"),
@@ -173,7 +180,27 @@ def test_one_class_cannot_be_normalised() -> None:
         reward_from(AnswerReward(), normalize=True)
 
 
-def test_a_callback_may_watch_a_term() -> None:
-    refuse_callbacks([EarlyStopping("grpo/reward/brevity")], ["grpo"], has_logger=True)
-    with pytest.raises(ValueError, match="watches sft/reward/brevity, which no stage logs"):
-        refuse_callbacks([EarlyStopping("sft/reward/brevity")], ["sft"], has_logger=True)
+def logged_with(reward: RewardFn) -> dict[str, Logged]:
+    """What GRPO logs of a reward."""
+    return {"grpo": Logged.of(GRPOModule(Student("embedded:qwen2"), HFEngine(), reward))}
+
+
+def test_a_callback_may_watch_a_term_that_there_is(folder: Path) -> None:
+    terms = logged_with(made('--reward=["AnswerReward", {"fn": "functions.py:brevity"}]'))
+    for name in ("brevity", "brevity_epoch", "AnswerReward_step"):
+        refuse_callbacks([EarlyStopping(f"grpo/reward/{name}")], terms, has_logger=True)
+    with pytest.raises(ValueError, match=r"no term of reward has that name\); there are .*, grpo/reward/brevity"):
+        refuse_callbacks([EarlyStopping("grpo/reward/brewity")], terms, has_logger=True)
+    with pytest.raises(ValueError, match="watches sft/reward/brevity, and there is no sft in curriculum.stages"):
+        refuse_callbacks([EarlyStopping("sft/reward/brevity")], terms, has_logger=True)
+
+
+def test_a_function_that_logs_may_log_under_any_name(caplog: pytest.LogCaptureFixture) -> None:
+    def logs(completions: list[str], log_metric: Callable[[str, float], None]) -> list[float]:
+        log_metric("length", 1.0)
+        return [0.0] * len(completions)
+
+    terms = RewardTerms(AnswerReward(), [WeightedFunction(RewardFunction(logs, "logs", "here"))])
+    with caplog.at_level("INFO", logger="slmreason"):
+        refuse_callbacks([EarlyStopping("grpo/reward/length")], logged_with(terms), has_logger=True)
+    assert "whether it is logged is known in the fit alone" in caplog.text

@@ -20,7 +20,8 @@ from lightning.pytorch.callbacks import Callback
 
 from slmreason.cli import main
 from slmreason.curriculum.trainer import build_trainer
-from slmreason.curriculum.trainer_flags import FLAGS, METRICS, REFUSED, WITH_VALIDATION
+from slmreason.curriculum.trainer_flags import FLAGS, REFUSED, WITH_VALIDATION
+from slmreason.curriculum.watched import METRICS
 from slmreason.modules.sft import SFTModule
 from slmreason.student import Student
 
@@ -242,6 +243,22 @@ WATCHES: list[tuple[str, dict[str, Any], str]] = [
     ("EarlyStopping", {"monitor": "val/pass@1"}, "there is nothing to validate on"),
     ("ModelCheckpoint", {"monitor": "val_loss"}, "watches val_loss, which no stage logs"),
     ("ModelCheckpoint", {"monitor": "grpo/entropy"}, "an epoch without an informative group does not have"),
+    (
+        "EarlyStopping",
+        {"monitor": "grpo/kl"},
+        "watches grpo/kl, which no stage logs (grpo.kl is 0); there are",
+    ),
+    ("EarlyStopping", {"monitor": "grpo/masked"}, "which no stage logs (grpo.mask_mismatch is null); there are"),
+    (
+        "EarlyStopping",
+        {"monitor": "grpo/refilled"},
+        "which no stage logs (grpo.max_sampled_groups is null, and",
+    ),
+    (
+        "ModelCheckpoint",
+        {"monitor": "grpo/reward/brevity"},
+        "no stage logs (no term of reward has that name)",
+    ),
     ("ModelCheckpoint", {"dirpath": "pool.jsonl"}, "pool.jsonl is a file"),
 ]
 
@@ -255,6 +272,14 @@ def test_a_callback_that_could_not_work_in_any_stage_is_refused(
     assert f"trainer.callbacks: {name}" in error
     assert says in error
     assert not Path("run").exists()
+
+
+def test_where_nothing_is_fitted_nothing_is_there_to_watch_and_that_is_said(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(with_callback("EarlyStopping", {"monitor": "sft/loss"}), "--curriculum.stages=[]")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "EarlyStopping watches sft/loss, and curriculum.stages is empty: there is no fit to watch" in said
 
 
 class Collects(Callback):
@@ -271,6 +296,8 @@ def test_the_metrics_that_can_be_watched_are_those_that_a_stage_logs(fit: Fit) -
     fit(with_callback("tests.curriculum.test_trainer_flags.Collects", {}), "--grpo.kl=0.1", "--grpo.temperature=2",
         "--grpo.mask_mismatch=token",
         "--reward=tests.plugins.CoinReward")  # fmt: skip
+    fit(with_callback("tests.curriculum.test_trainer_flags.Collects", {}), "--grpo.max_sampled_groups=4",
+        "--curriculum.stages=[grpo]")  # fmt: skip
     assert Collects.seen == {f"{stage}/{name}" for stage in ("sft", "grpo") for name in METRICS[stage]}
 
 

@@ -129,6 +129,10 @@ def test_a_data_set_of_its_own_is_validated_on_and_never_trained_on(fit: Fit) ->
         (["--data.holdout=0.2", "--trainer.val_check_interval=5"], "an epoch may have fewer batches"),
         (["--data.holdout=0.2", "--trainer.val_check_interval=0.0"], "trainer.val_check_interval: 0.0 is refused"),
         (["--data.holdout=0.2", "--trainer.check_val_every_n_epoch=0"], "it must be at least 1, or null"),
+        (
+            ["--data.holdout=0.2", "--trainer.check_val_every_n_epoch=3"],
+            "no fit has so many epochs (2 of sft, 1 of",
+        ),
         (["--trainer.limit_val_batches=2"], "set data.holdout or data.validation"),
     ],
 )
@@ -137,6 +141,24 @@ def test_what_cannot_be_validated_is_refused_in_a_line(
 ) -> None:
     fit(*args, status=2)
     assert says in capsys.readouterr().err
+
+
+def test_what_is_held_out_may_have_flags_of_validation_where_no_stage_is_fitted(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(*HELD_OUT, "--curriculum.stages=[]", "--trainer.limit_val_batches=2", "--trainer.check_val_every_n_epoch=2")
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("curriculum.stages is empty: no fit, so that what is held out is not validated on") == 1
+    fit("--curriculum.stages=[]", "--trainer.limit_val_batches=2", name="nothing", status=2)
+    assert "set data.holdout or data.validation" in capsys.readouterr().err
+
+
+def test_a_stage_with_too_few_epochs_for_a_validation_is_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(*HELD_OUT, "--trainer.check_val_every_n_epoch=2", "--curriculum.stages=[sft,grpo]")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "trainer.check_val_every_n_epoch is 2: too few epochs for a validation has 1 of grpo" in said
+    assert len(values(run, "sft", "val/pass@1")) == 1
+    assert values(run, "grpo", "val/pass@1") == []
 
 
 @pytest.mark.parametrize(

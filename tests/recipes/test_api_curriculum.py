@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,36 @@ def test_steps_alone_ask_once_and_say_what_it_would_cost(tmp_path: Path, capsys:
     assert max(server.counts.values()) == 1
     assert asked == len(rows(tmp_path / "answers.jsonl"))
     assert rows(tmp_path / "one.jsonl") == rows(tmp_path / "two.jsonl")
+    # The server is gone: a file that is whole needs it no more; a new one does, but for what is on disk.
+    assert main([*step, f"--out={tmp_path / 'one'}.jsonl"]) == 0
+    capsys.readouterr()
+    assert main([*step, f"--out={tmp_path / 'three'}.jsonl"]) == 1
+    assert f"the teacher m at {server.base_url} cannot be asked: Connection error" in capsys.readouterr().err
+    assert main([*step, f"--out={tmp_path / 'three'}.jsonl", "--teacher.max_requests=0"]) == 0
+    assert rows(tmp_path / "one.jsonl") == rows(tmp_path / "three.jsonl")
+
+
+def test_a_run_that_goes_on_looks_for_the_teacher_where_it_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with ScriptedServer(true_brain(make_problems("chain", "train", 32))) as server:
+        args = ["fit", *CONFIG, *teacher(server, tmp_path), "--curriculum.checkpoint.every_n_steps=1",
+                "--data.batch_size=2", "--trainer.callbacks+=tests.plugins.Dies", f"--run_dir={run}"]  # fmt: skip
+        monkeypatch.setenv("DIES_IN", "grpo")
+        assert command(*args).returncode == -signal.SIGKILL
+        listed = server.listed
+    done = command("fit", f"--resume={run}")  # CFT is still to come
+    assert done.returncode == 1
+    assert f"the teacher m at {server.base_url} cannot be asked: " in done.stdout
+    with ScriptedServer(server.brain, port=server.port) as server:
+        monkeypatch.setenv("DIES_IN", "cft")
+        monkeypatch.setenv("DIES_AT", "1")
+        assert command("fit", f"--resume={run}").returncode == -signal.SIGKILL
+    monkeypatch.delenv("DIES_IN")
+    done = command("fit", f"--resume={run}")  # its critiques are made
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert listed == server.listed == 1
 
 
 def test_of_two_processes_one_asks_and_both_bridge(tmp_path: Path) -> None:

@@ -335,9 +335,9 @@ def test_nothing_is_asked_on_a_budget_of_none(make: Make) -> None:
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (401, "HTTP 401 Unauthorized: .*; check api_key_env"),
-        (403, "HTTP 403 Forbidden: .*; check api_key_env"),
-        (404, "HTTP 404 Not Found: .*; check base_url and model"),
+        (401, "HTTP 401 Unauthorized: .*; check teacher.api_key_env"),
+        (403, "HTTP 403 Forbidden: .*; check teacher.api_key_env"),
+        (404, "HTTP 404 Not Found: .*; check teacher.base_url and teacher.model"),
         (402, "HTTP 402 Payment Required: .*; check the account"),
         (400, rf"{PATIENCE} requests in a row got no answer, the last one: HTTP 400 Bad Request"),
         (500, rf"{PATIENCE} requests in a row got no answer, the last one: HTTP 500 Internal Server Error"),
@@ -356,6 +356,67 @@ def test_a_server_that_is_not_there_is_an_error_however_few_ask(make: Make) -> N
         url = server.base_url
     with pytest.raises(TeacherError, match="2 requests in a row got no answer, .*Connection error.*refused"):
         make(url, max_retries=0).solve(PROBLEMS[:2])
+
+
+# -- before a run ---------------------------------------------------------------------------------------------------
+
+
+def test_an_api_that_lists_the_model_is_asked_nothing_more(make: Make) -> None:
+    with ScriptedServer(one_word, models=("other", "m")) as server:
+        make(server).check()
+        assert (server.listed, server.attempts) == (1, 0)
+
+
+@pytest.mark.parametrize("models", [("other",), (), 403, 404, 500])
+def test_where_the_list_does_not_tell_one_question_does_and_is_counted(make: Make, models: Any, tmp_path: Path) -> None:
+    with ScriptedServer(one_word, models=models, retry_after="0.01") as server:
+        teacher = make(server)
+        teacher.check()
+        assert server.attempts == teacher.spent.attempts == 1
+    assert not (tmp_path / "answers.jsonl").exists()  # no answer that anybody wants
+
+
+@pytest.mark.parametrize(
+    ("models", "status", "words"),
+    [
+        (401, 200, "HTTP 401 Unauthorized: .*; check teacher.api_key_env"),
+        ((), 401, "HTTP 401 Unauthorized: .*; check teacher.api_key_env"),
+        (404, 404, "HTTP 404 Not Found: .*; check teacher.base_url and teacher.model"),
+        ((), 402, "HTTP 402 Payment Required: .*; check the account"),
+        ((), 400, "HTTP 400 Bad Request: .*; check teacher.temperature, teacher.max_completion_tokens and"),
+    ],
+)
+def test_an_api_that_would_answer_no_question_is_found_by_the_first(
+    make: Make, models: Any, status: int, words: str
+) -> None:
+    refuse = lambda *_: None if status == 200 else (status, "no such luck")  # noqa: E731
+    with ScriptedServer(one_word, refuse=refuse, models=models) as server:
+        with pytest.raises(TeacherError, match=f"^the teacher m at {server.base_url} cannot be asked: {words}"):
+            make(server).check()
+        assert server.attempts == (status != 200)
+
+
+def test_an_api_that_is_not_there_or_hangs_is_told_with_its_address(make: Make) -> None:
+    with ScriptedServer(one_word, delay_s=1.0) as server:
+        with pytest.raises(TeacherError, match="cannot be asked: no answer within 0.2 s; check teacher.base_url"):
+            make(server, max_retries=0, timeout_s=0.2).check()
+        url = server.base_url
+    with pytest.raises(TeacherError, match=f"m at {url} cannot be asked: Connection error.*; check teacher.base_url"):
+        make(url, max_retries=0).check()
+
+
+def test_an_api_that_has_a_bad_moment_is_let_pass_with_a_warning(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    with ScriptedServer(one_word, refuse=lambda *_: (500, "later"), models=500, retry_after="0.01") as server:
+        make(server).check()
+        assert server.attempts <= 3
+    assert "cannot be asked: HTTP 500 Internal Server Error: Error code: 500 - later; that may pass, and" in caplog.text
+
+
+def test_on_a_budget_of_none_the_api_need_not_be_there(make: Make) -> None:
+    make("http://127.0.0.1:1/v1", max_requests=0).check()
+    with ScriptedServer(one_word, refuse=lambda *_: (500, "later"), models=(), retry_after="0.01") as server:
+        make(server, max_requests=1).check()  # the first try again is one too many
+        assert server.attempts == 1
 
 
 def test_a_request_that_the_api_refuses_is_set_aside_where_it_takes_others(make: Make) -> None:
@@ -658,6 +719,15 @@ def test_a_run_whose_teacher_cannot_be_asked_ends_with_one_message(
             "--teacher.max_retries=0", "--benchmarks=[]", f"--run_dir={tmp_path / 'run'}"]  # fmt: skip
     assert main(["fit", *args]) == 1
     message = capsys.readouterr().err.partition("error: ")[2].splitlines()
-    assert message[0].startswith("the teacher m at http://127.0.0.1:1 cannot be asked: ")
+    assert message[0].startswith("the teacher m at http://127.0.0.1:1 cannot be asked: Connection error")
+    assert message[0].endswith("; check teacher.base_url")
     goes_on = f"{program()} fit --resume {tmp_path / 'run'}"
     assert message[1:] == [f"what has been done is kept, go on with: {goes_on}"]
+    assert not (tmp_path / "run" / "ledger.jsonl").exists()  # nothing has been measured
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_run_that_needs_no_teacher_does_not_look_for_it(tmp_path: Path) -> None:
+    args = [*SMALL, "--teacher=APITeacher", "--teacher.base_url=http://127.0.0.1:1", "--teacher.model=m",
+            "--curriculum.stages=[grpo]", "--benchmarks=[]", f"--run_dir={tmp_path / 'run'}"]  # fmt: skip
+    assert main(["fit", *args]) == 0

@@ -175,10 +175,10 @@ def test_vllm_serve_answers_an_api_teacher(
                           answers=str(tmp_path / "answers.jsonl"))  # fmt: skip
 
     monkeypatch.setenv("TINY_KEY", "not-the-right-key")
-    with pytest.raises(TeacherError, match="HTTP 401 Unauthorized: .*check api_key_env"):
+    with pytest.raises(TeacherError, match="HTTP 401 Unauthorized: .*check teacher.api_key_env"):
         made().solve(PROBLEMS)
     monkeypatch.setenv("TINY_KEY", "local-secret-key")
-    with pytest.raises(TeacherError, match="HTTP 404 Not Found: .*check base_url and model"):
+    with pytest.raises(TeacherError, match="HTTP 404 Not Found: .*check teacher.base_url and teacher.model"):
         made("another").solve(PROBLEMS)
     expected = [greedy(problem) for problem in PROBLEMS]
     teacher = made()
