@@ -31,12 +31,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from slmreason.callbacks import KeepCheckpoints, StageProgressBar, TrainingHealth
+from slmreason.callbacks import KeepCheckpoints, StageProgressBar, StageWatch, TrainingHealth
 from slmreason.curriculum.trainer_flags import check_loggers, in_stage, refuse_callbacks, refuse_flags
 from slmreason.modules.base import StudentModule
 from slmreason.modules.grpo import GRPOModule
 from slmreason.modules.validation import Tally
-from slmreason.records import Place
 from slmreason.run.metrics import StageCSVLogger
 from slmreason.run.tree import SafetensorsIO
 from slmreason.runtime.backend import BackendSettings, applied
@@ -131,7 +130,7 @@ def try_trainers(fresh_config: FreshConfig, modules: Sequence[StudentModule], ru
         keep = KeepCheckpoints(
             path=Path, state=lambda _: {}, saved=lambda: None, every_n_steps=None, every_minutes=None
         )
-        ours = [StageProgressBar(Place(1, str(module.stage)), 1), TrainingHealth(), keep]
+        ours = [StageProgressBar(StageWatch(str(module.stage))), TrainingHealth(), keep]
         try:
             # metrics.csv makes its folder at once: in the run's own, it would count as taken.
             with TemporaryDirectory() as elsewhere:
