@@ -8,7 +8,7 @@ from slmreason.callbacks.dump import DumpRollouts
 from slmreason.callbacks.harvest import HarvestAllZeroGroups
 from slmreason.callbacks.health import TrainingHealth
 from slmreason.callbacks.predicted import LogPrediction
-from slmreason.callbacks.progress import StageLines, StageProgressBar
+from slmreason.callbacks.progress import StageProgressBar, StageWatch
 from slmreason.callbacks.rate import LogLearningRate
 from slmreason.callbacks.reprobe import Reprobe
 from slmreason.callbacks.samples import SampleCompletions
@@ -27,8 +27,8 @@ __all__ = [
     "Reprobe",
     "SampleCompletions",
     "SeedSteps",
-    "StageLines",
     "StageProgressBar",
+    "StageWatch",
     "TokenBudget",
     "TrainingHealth",
 ]

@@ -82,7 +82,7 @@ class KeepCheckpoints(Checkpoint):
             return  # gradients that are summed up so far are no part of a checkpoint
         save, leave, late = first_only(lambda: (self._due(), preemption.requested(), self._late()))
         if save or leave or late:
-            name = f"{pl_module.stage}-epoch-{trainer.current_epoch}-batch-{batch_idx}"
+            name = f"{pl_module.stage}-epoch-{trainer.current_epoch + 1}-batch-{batch_idx}"
             with _before_batch(trainer):
                 trainer.save_checkpoint(first_only(lambda: self._path(name)))
             self._saved()

@@ -42,7 +42,9 @@ class DumpRollouts(Callback):
         epoch = trainer.current_epoch
         table = pa.Table.from_pylist(rollout_rows(groups, epoch, batch_idx, self.with_tokens))
         folder = StageFolder(Path(trainer.default_root_dir)).rollouts
-        write_file(folder / f"epoch-{epoch}-batch-{batch_idx:06d}.parquet", lambda path: pq.write_table(table, path))
+        write_file(
+            folder / f"epoch-{epoch + 1}-batch-{batch_idx:06d}.parquet", lambda path: pq.write_table(table, path)
+        )
 
 
 def rollout_rows(

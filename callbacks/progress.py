@@ -1,104 +1,141 @@
-"""Progress in the curriculum's own words: Lightning's bar on a terminal, lines in the log elsewhere."""
+"""Progress of a fit in the curriculum's own words: a bar on a terminal, lines in the log elsewhere."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
-from rich.console import Console
+from lightning.pytorch.callbacks import Callback, ProgressBar
 
 from slmreason.modules.base import StudentModule
 from slmreason.modules.grpo import GRPOModule
-from slmreason.records import Place
-from slmreason.run.progress import Lines, Pace, Watch, duration
-from slmreason.runtime.lightning_internals import HeadedProgressBar
+from slmreason.run.bars import Draw, are_shown
+from slmreason.run.progress import Watch
+from slmreason.run.whole import WholeRun
 
 
-class StageProgressBar(HeadedProgressBar):
-    """Lightning's rich bar, headed by round and stage; none where the output is not a terminal."""
+class StageWatch(Callback):
+    """Follows a fit, and tells how far it is: the whole run, a bar, and every half minute the log where there is none.
 
-    def __init__(self, place: Place, rounds: int, refresh_rate: int = 1) -> None:
-        super().__init__(refresh_rate=refresh_rate if Console().is_terminal else 0)
-        self.place, self.rounds = place, rounds
+    GRPO counts rollouts, since a step of it may take minutes; SFT and CFT count the rows that they train on.
+    """
 
-    def heading(self, current_epoch: int) -> str:
-        return (
-            f"round {self.place.round}/{self.rounds} {self.place.stage} "
-            f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
-        )
+    def __init__(
+        self, label: str, whole: WholeRun | None = None, rows: int = 0, draw: Draw = lambda share, said: None
+    ) -> None:
+        """
+        Args:
+            label: of the round and stage.
+            whole: the run that the fit is part of.
+            rows: of the first epoch.
+            draw: draws the bar.
+        """
+        self.label, self.whole, self.rows, self.draw = label, whole, rows, draw
+        self.watch: Watch | None = None
+        """None before the first epoch begins, and after `close`."""
+        self.metrics: list[str] = []
+        """Said beside the bar."""
+        self._trained = 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        steps = trainer.current_epoch * _batches(trainer) + batch_idx
+        if self.watch is None:  # the number of batches is known only within the first epoch
+            assert isinstance(pl_module, StudentModule)
+            self._begin(trainer, pl_module, steps)
+        self._note(trainer, steps)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        watch = self.watch
+        if watch is None:
+            return
+        assert isinstance(pl_module, StudentModule)
+        steps = trainer.current_epoch * _batches(trainer) + batch_idx + 1
+        self._note(trainer, steps)
+        if isinstance(pl_module, GRPOModule):
+            if pl_module.comes_back:  # every step has its refills: as many as those so far
+                a_step = (watch.known + watch.completions) / steps
+                watch.total = max(watch.known + watch.completions, a_step * _all_batches(trainer))
+            watch.settle()
+            return
+        trained = pl_module.student.tokens.trained
+        watch.advance(0, trained - self._trained)
+        self._trained = trained
+        watch.settle(max(watch.completions, watch.total * steps / _all_batches(trainer) - watch.known))
+
+    def close(self, module: L.LightningModule) -> None:
+        """The fit has ended, however that came."""
+        if self.watch is not None and self.whole is not None:
+            self.whole.end(self.watch, self.watch.wall_seconds)
+        if isinstance(module, GRPOModule):
+            module.rollout_watch = None
+        self.watch = None
+
+    def _begin(self, trainer: L.Trainer, module: StudentModule, steps: int) -> None:
+        """
+        Args:
+            steps: that an earlier process has done.
+        """
+        each, longest, unit = 1, 0, "rows"
+        if isinstance(module, GRPOModule):
+            each, longest, unit = module.settings.group_size, module.settings.max_completion_tokens, "rollouts"
+        total = self.rows * each * (trainer.max_epochs or 1)
+        watch = Watch(self.label, total, longest, self.whole, str(module.stage), self.draw, unit=unit)
+        watch.known = total * steps / _all_batches(trainer)
+        if isinstance(module, GRPOModule):
+            module.rollout_watch = watch
+        if self.whole is not None:
+            self.whole.begin("fit", watch)
+        self.watch, self._trained = watch, module.student.tokens.trained
+
+    def _note(self, trainer: L.Trainer, steps: int) -> None:
+        assert self.watch is not None
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs
+        counted = [f"step {steps} of {_all_batches(trainer)}", f"epoch {epoch} of {epochs}"]
+        self.watch.notes = [*counted, *self.metrics]
+
+
+class StageProgressBar(ProgressBar):
+    """Stands where Lightning's bar would, and has the stage's row say what the module logs for a bar."""
+
+    def __init__(self, watch: StageWatch) -> None:
+        """
+        Args:
+            watch: of the fit.
+        """
+        super().__init__()
+        self.watch, self.is_enabled = watch, True
+
+    def disable(self) -> None:
+        self.is_enabled = False
+
+    def enable(self) -> None:
+        self.is_enabled = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.is_enabled and are_shown():
+            self.watch.metrics = [f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items()]
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float]:  # type: ignore[override]
         """Without the version number, and without the per-epoch doubles of per-step metrics."""
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         return {
-            name.removesuffix("_step").partition("/")[2] or name: value  # type: ignore[misc]
+            name.removesuffix("_step").partition("/")[2] or name: f"{value:.3g}" if isinstance(value, float) else value
             for name, value in items.items()
-            if not name.endswith("_epoch")
+            if not name.endswith("_epoch") and not isinstance(value, dict)
         }
 
 
-class StageLines(Callback):
-    """Where the output is not a terminal: a line every half minute that a fit lasts.
+def _batches(trainer: L.Trainer) -> int:
+    """Of the present epoch: every other is taken to have as many."""
+    return max(1, int(trainer.num_training_batches))
 
-    GRPO counts rollouts, since a step of it may take minutes; SFT and CFT count steps.
-    """
 
-    def __init__(self, label: str, pace: Pace | None = None) -> None:
-        """
-        Args:
-            label: of the round and stage.
-            pace: of the run.
-        """
-        self.label, self.pace = label, pace
-        self._lines = Lines()
-        self._trained_before = 0
-        self._steps_before: int | None = None
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._steps_before is not None:  # the number of batches is known only when the first epoch begins
-            return
-        self._lines, self._steps_before = Lines(), self._done(trainer)
-        assert isinstance(pl_module, StudentModule)
-        self._trained_before = pl_module.student.tokens.trained
-        if isinstance(pl_module, GRPOModule):
-            settings = pl_module.settings
-            a_step = settings.prompts_per_step * settings.group_size
-            watch = Watch(self.label, self._total(trainer) * a_step, settings.max_completion_tokens, self.pace)
-            watch.skip(self._steps_before * a_step)
-            if self.pace is not None:
-                self.pace.ahead = max(0, self.pace.ahead - watch.total)
-            pl_module.rollout_watch = watch
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if isinstance(pl_module, StudentModule) and not isinstance(pl_module, GRPOModule):
-            self._lines.say(lambda: self._line(trainer, pl_module))
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, GRPOModule) and pl_module.rollout_watch is not None:
-            if self.pace is not None:
-                self.pace.add(pl_module.rollout_watch)
-            pl_module.rollout_watch = None
-
-    def _line(self, trainer: L.Trainer, module: StudentModule) -> str:
-        done, total, before = self._done(trainer), self._total(trainer), self._steps_before or 0
-        seconds = self._lines.seconds
-        tokens = module.student.tokens.trained - self._trained_before
-        said = [f"step {done} of {total}", f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}",
-                f"{tokens / seconds:,.0f} tokens/s"]  # fmt: skip
-        if done > before:
-            said.append(f"about {duration((total - done) * seconds / (done - before))} left")
-        return f"{self.label}: {', '.join(said)}"
-
-    @staticmethod
-    def _done(trainer: L.Trainer) -> int:
-        """Batches of this fit that are done, as if every epoch had as many as the present one."""
-        inside = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        return int(trainer.current_epoch * trainer.num_training_batches + inside)
-
-    @staticmethod
-    def _total(trainer: L.Trainer) -> int:
-        return int((trainer.max_epochs or 1) * trainer.num_training_batches)
+def _all_batches(trainer: L.Trainer) -> int:
+    return (trainer.max_epochs or 1) * _batches(trainer)

@@ -32,8 +32,9 @@ from slmreason.evaluate.benchmarks import Benchmark
 from slmreason.modules.settings import GRPOSettings
 from slmreason.records import Problem, Reject, RolloutGroup
 from slmreason.report.terminal import plan_table, print_tables
+from slmreason.run.bars import screen
 from slmreason.run.files import append_records, placed_lines, write_records, write_text
-from slmreason.run.journal import Notes, Unnoted
+from slmreason.run.journal import Notes, Size, Unnoted, spans
 from slmreason.runtime.distributed import barrier, is_first
 
 log = logging.getLogger(__name__)
@@ -90,9 +91,10 @@ class StepFile(Generic[R]):
         items: Sequence[T],
         make: Callable[[list[T]], Sequence[Any]],
         cls: type[Any],
-        size: int,
+        size: Size,
         noted: Callable[[int], None] = lambda items: None,
         part: int = 0,
+        took: Callable[[float], None] = lambda seconds: None,
     ) -> list[Any]:
         """See `Notes.chunks`. An item is a problem, or has one; the n-th row of a problem is its n-th part."""
         todo = self.left(items, part)
@@ -100,8 +102,8 @@ class StepFile(Generic[R]):
             log.info("%d of %d problems are in %s already", len(items) - len(todo), len(items), self.path)
             noted(len(items) - len(todo))
         append_records(self.path, [])
-        for start in range(0, len(todo), size):
-            made = make(todo[start : start + size])
+        for start, end in spans(len(todo), size):
+            made = make(todo[start:end])
             append_records(self.path, [self.rows.write(result) for result in made])
             for result in made:
                 self._results.setdefault(_name(self.rows.problem_of(result)), []).append(result)
@@ -162,8 +164,7 @@ def _rejects_of(out: Path) -> Path:
 
 def work_of(made: Namespace, notes: Notes) -> Work:
     """How a step goes through its problems: in the order of the pool, so that its file has that order."""
-    settings, console = made.curriculum.checkpoint, Console(quiet=not is_first())
-    return Work(made.student, made.rollout, notes, settings, console, longest_first=False)
+    return Work(made.student, made.rollout, notes, made.curriculum.checkpoint, screen(), longest_first=False)
 
 
 def prober_of(made: Namespace, config: Namespace, notes: Notes, traces: Mapping[str, str]) -> Prober:

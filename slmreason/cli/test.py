@@ -14,6 +14,7 @@ from slmreason.cli.parts import place
 from slmreason.curriculum.trainer import Processes
 from slmreason.evaluate.benchmarks import evaluate, load_benchmarks, save_scores
 from slmreason.report.terminal import print_tables, samples_table
+from slmreason.run.bars import screen
 from slmreason.run.progress import watching
 from slmreason.runtime.distributed import is_first
 from slmreason.verify.verdicts import try_rewards
@@ -41,7 +42,7 @@ def prepare(request: Request) -> Job:
         console = Console(quiet=not is_first())
         completions = sum(len(benchmark.problems) for benchmark in benchmarks) * settings.samples
         answers = out.with_name(f"{out.stem}.answers.jsonl")
-        with watching("benchmarks", completions, settings.max_new_tokens, console) as watch:
+        with watching("benchmarks", completions, settings.max_new_tokens, screen()) as watch:
             scores = evaluate(made.student, made.rollout, made.reward.verifier, benchmarks, settings, watch, answers)
         problems = {benchmark.name: len(benchmark.problems) for benchmark in benchmarks}
         print_tables(console, samples_table(model, settings.samples, problems, scores))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from slmreason.curriculum.clock import RunClock
 from slmreason.curriculum.curve import CurvePoints
 from slmreason.curriculum.experiment import Experiment
 from slmreason.curriculum.fits import Fits
-from slmreason.curriculum.forecast import completions_ahead
+from slmreason.curriculum.forecast import RunForecast
 from slmreason.curriculum.heldout import HeldOut
 from slmreason.curriculum.opening import open_run
 from slmreason.curriculum.parts import Parts
@@ -40,6 +41,7 @@ from slmreason.curriculum.work import Work
 from slmreason.data.strata import stratify
 from slmreason.records import Place
 from slmreason.rollout.engine import stable_seed
+from slmreason.run.bars import bars, row, screen
 from slmreason.run.files import write_text
 from slmreason.run.folder import RunFolder
 from slmreason.run.journal import Journal
@@ -81,7 +83,7 @@ class Curriculum:
         drain = lambda: self.teacher.drain_rejects() + gather(parts.reward.drain_rejects())  # noqa: E731
         self.journal = Journal(run_dir, drain, lambda: self.student.tokens)
         bar = flags.get("enable_progress_bar") is not False
-        self.work = Work(parts.student, parts.engine, self.journal, settings.checkpoint, self.console, bar)
+        self.work = Work(parts.student, parts.engine, self.journal, settings.checkpoint, console or screen(), bar)
         predictor = None
         if parts.scored_traces:
             certain = settings.probe.least_certainty
@@ -104,13 +106,19 @@ class Curriculum:
             clock=self.clock,
             experiment=self.experiment,
             seed=seed,
-            lines=None if self.console.is_terminal else self.work.pace,
+            whole=self.work.whole,
+            console=self.work.console,
+            bar=bar,
         )
         self.choice = Choice(self._held_out(flags), settings, parts.student)
         accumulate = flags.get("accumulate_grad_batches") or 1
         self.stages = make_stages(
             parts, settings, self.prober, self.teacher, self.files, self.journal, accumulate,
             self.experiment.show_bands,
+        )  # fmt: skip
+        self.work.whole.forecast = RunForecast(
+            settings, self.stages, parts.data, self.prober, scorer, self.curve, self.choice.held_out, parts.bridge,
+            parts.critique,
         )  # fmt: skip
 
     def _held_out(self, flags: Mapping[str, Any]) -> HeldOut | None:
@@ -163,12 +171,26 @@ class Curriculum:
         `prepare` comes first.
         """
         with self.experiment.closing():
-            self._run()
+            with self._shown():
+                self._run_stages()
+            self._finish()
         return self.reports
 
-    def _run(self) -> None:
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """The run has a row of the display, above those of the work at hand."""
+        whole, work, settings = self.work.whole, self.work, self.settings
+        if is_first():  # nobody watches the others
+            whole.stages = ["base", *(place.stage for place in settings.places)]
+        whole.began, whole.deadline = self.clock.began, self.clock.deadline
+        if (limit := settings.max_tokens) is not None:
+            whole.spent = lambda: self.student.tokens.total / limit
+        with bars(work.console, work.bar), row("run", work.console, work.bar and bool(settings.stages)) as whole.draw:
+            yield
+
+    def _run_stages(self) -> None:
+        self.work.whole.enter(max(0, len(self.reports) - 1))
         if not self.reports:
-            self._expect([Place(0, "base"), *self.settings.places])
             self._end_stage(Place(0, "base"), "done", seconds=0.0, rows=0, is_scored=True)
         elif self.state.evaluate:
             self._score()
@@ -178,11 +200,10 @@ class Curriculum:
                 break
             if self._resumed is None and self._is_spent:
                 break
-            self._expect(left)
+            self.work.whole.enter(len(self.reports))
             if not self._run_stage(left[0]):
                 self._stop_short(left[1:])
                 break
-        self._finish()
 
     @property
     def _left(self) -> Sequence[Place]:
@@ -241,7 +262,8 @@ class Curriculum:
         callbacks = [*stage.callbacks(place, self.state), *more]
         if self.prober.predictor is not None:
             callbacks.append(LogPrediction(self.data.ledger))
-        self.fits.run(place, stage.module, callbacks, state, resumed.checkpoint if resumed else None)
+        checkpoint = resumed.checkpoint if resumed else None
+        self.fits.run(place, stage.module, callbacks, state, checkpoint, rows)
 
     # -- where the run stands ---------------------------------------------------------------------------------------
 
@@ -249,10 +271,11 @@ class Curriculum:
         if checkpoint is not None:
             self._resumed = Resumed.of(checkpoint, state)
             within = self._resumed.place
-            log.info("going on in %s, epoch %d: %s", within.label, within.epoch, checkpoint.name)
+            log.info("going on in %s, epoch %d: %s", within.label, within.epoch + 1, checkpoint.name)
         elif state.reports:
             log.info("going on after %s", state.reports[-1].place.label)
         self.state = state
+        self.work.parts = state.batch_parts
         self.prober.bought = state.bought  # one list: what is bought from now on stands in the state
         if self.prober.predictor is not None:
             self.prober.predictor.predictions = state.predictions
@@ -265,19 +288,13 @@ class Curriculum:
 
     def _between_stages(self) -> RunState:
         """The state as it stands now, in no fit."""
+        self.state.batch_parts = self.work.parts
         return self.state.between_stages(self.student, self.data.band_of, self.clock.seconds)
 
     @property
     def _is_spent(self) -> bool:
         limit = self.settings.max_tokens
         return limit is not None and self.student.tokens.total >= limit
-
-    def _expect(self, places: Sequence[Place]) -> None:
-        """Tells those who watch what these places sample, about."""
-        self.work.pace.ahead = completions_ahead(
-            places, self.stages, self.settings, self.data, self.prober, self.results.scorer
-        )
-        self.work.pace.ahead += self.curve.completions_ahead
 
     # -- reports ----------------------------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ class CurvePoints:
         name = f"{passed[-1]} tokens"
         answers = self.files.answers(name)
         with isolate_rng(), torch.no_grad():
-            measured = self.scorer.measure(f"benchmarks at {name}", answers)
+            measured = self.scorer.measure(f"benchmarks at {name}", answers, "curve")
         self.seconds += measured.seconds
         self._note(passed, place, answers, measured)
         self.show_scores(measured.scores)

@@ -88,7 +88,8 @@ class HeldOut:
     def _sample(self, key: str, samples: int, sampling: Sampling) -> list[RolloutGroup]:
         student, validation = self.work.student, self.validation
         validation.engine.sync(student)
-        with isolate_rng(), self.work.watching(key, len(self.problems) * samples, sampling.max_new_tokens) as watch:
+        completions, longest = len(self.problems) * samples, sampling.max_new_tokens
+        with isolate_rng(), self.work.watching(key, completions, longest, "validation") as watch:
 
             def make(part: list[Problem]) -> list[RolloutGroup]:
                 return collect(student, validation.engine, validation.reward, part, samples, sampling, watch)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from slmreason.curriculum.work import Work
+from slmreason.curriculum.work import Work, settling
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.ledger import Spared
 from slmreason.data.posterior import Posterior
@@ -23,7 +23,7 @@ from slmreason.data.predictor import Predicted
 from slmreason.data.strata import likeliest
 from slmreason.records import Place, Problem, Trace, TraceScores
 from slmreason.run.journal import Notes
-from slmreason.run.progress import duration
+from slmreason.run.whole import duration
 from slmreason.student import Student
 from slmreason.supervision.learnability import trace_scores
 from slmreason.teacher.dataset import dataset_solution
@@ -123,8 +123,10 @@ class Predictor:
             return scores
 
         key = f"{label} traces epoch {place.epoch} policy {student.policy_version}"
-        with self.work.spending("probe"):
-            found = self.notes.chunks(key, problems, make, TraceScores, self.work.chunk_or(AT_A_TIME))
+        watching = self.work.watching(f"{label}, scores of traces", len(problems), 0, "scores", "traces")
+        with self.work.spending("probe"), watching as watch:
+            scored, size = settling(make, watch), self.work.chunk_or(AT_A_TIME)
+            found = self.notes.chunks(key, problems, scored, TraceScores, size, watch.skip)
         self.data.ledger.score(found, place)
         tokens = sum(each.cost for each in found)
         log.info("%s: the traces of %d of %d problems scored, %d tokens in %s", label, len(found),

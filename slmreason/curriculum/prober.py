@@ -21,7 +21,8 @@ from slmreason.modules.settings import GRPOSettings
 from slmreason.records import Band, Evidence, Place, Problem
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling
-from slmreason.run.progress import Watch, duration
+from slmreason.run.progress import Watch
+from slmreason.run.whole import Part, duration
 from slmreason.verify.rewards import RewardFn
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Prober:
         if problems is None:
             size = round(len(self.data.problems) * self.settings.epoch_share)
             problems = self.data.rng("reprobe", place.round, place.epoch).sample(self.data.problems, size)
-        self._measure_all(place, problems, f"round {place.round} {place.stage} re-measure")
+        self._measure_all(place, problems, f"round {place.round} {place.stage} re-measure", "again")
 
     def measure(self, problems: Sequence[Problem], place: Place, label: str) -> None:
         """Samples each problem that the predictor does not spare, and takes what comes out into the ledger; what an
@@ -138,8 +139,11 @@ class Prober:
             log.info("%s: no trace is scored: %s", label, why)
         return why is None
 
-    def _measure_all(self, place: Place, problems: Sequence[Problem], label: str) -> int:
+    def _measure_all(self, place: Place, problems: Sequence[Problem], label: str, part: Part = "probe") -> int:
         """Samples each of these problems, as far as there are tokens for it.
+
+        Args:
+            part: of the stage, for those who watch.
 
         Returns:
             How many there were tokens for.
@@ -152,7 +156,7 @@ class Prober:
         self.work.engine.sync(student)
         sampling = self.grpo.sampling("probe", place.round, place.stage, student.policy_version, with_log_probs=False)
         key = f"{label} epoch {place.epoch} policy {student.policy_version}"
-        watching = self.work.watching(label, len(problems) * attempts, sampling.max_new_tokens)
+        watching = self.work.watching(label, len(problems) * attempts, sampling.max_new_tokens, part)
         with self.work.spending("probe"), watching as watch:
             probe = _Probe(key, place, sampling, watch)
             found = self._buy(problems, probe, allowed) if is_bounded else self._sample(problems, probe, key)
@@ -307,21 +311,6 @@ class Prober:
             return True, certainty.get(problem.id, newest.policy_version)
 
         return sorted(order, key=known)
-
-    def completions(self, place: Place, epochs: int, is_first: bool) -> int:
-        """What measuring for a stage samples, about.
-
-        Args:
-            epochs: of the stage.
-            is_first: nothing has been measured before it.
-        """
-        pool, attempts, share = len(self.data.problems), self.settings.attempts, self.settings.epoch_share
-        measures = self.settings.refresh != "never"
-        if place.stage == "sft":
-            return round(pool * attempts * (is_first * measures + share * epochs))
-        if place.stage == "grpo" and self.settings.refresh == "stale":
-            return round(pool * attempts * (1 - share))
-        return 0
 
     def _is_affordable(self, completions: int, label: str) -> bool:
         """False when measuring would take more than half of the tokens that are left: older evidence must do."""

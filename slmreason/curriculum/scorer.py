@@ -11,6 +11,7 @@ from slmreason.curriculum.work import Work
 from slmreason.evaluate.benchmarks import Benchmark, EvaluationSettings, Sample, Score, evaluate, save_scores
 from slmreason.records import Problem, RolloutGroup
 from slmreason.run.folder import RunFolder
+from slmreason.run.whole import Part
 from slmreason.verify.rewards import RewardFn
 
 
@@ -55,15 +56,16 @@ class Scorer:
         report.benchmark_tokens, report.benchmark_seconds = measured.tokens, measured.seconds
         save_scores(self.files.benchmarks, label, report.scores)
 
-    def measure(self, key: str, answers: Path) -> Measured:
+    def measure(self, key: str, answers: Path, part: Part = "benchmarks") -> Measured:
         """Runs the benchmarks on the student as it stands.
 
         Args:
             key: names the work, and says when it is done.
             answers: the file of every answer.
+            part: of the stage, for those who watch.
         """
         settings, tokens = self.settings, 0
-        with self.work.watching(key, self.completions, settings.max_new_tokens) as watch:
+        with self.work.watching(key, self.completions, settings.max_new_tokens, part) as watch:
 
             def in_parts(problems: Sequence[Problem], sample: Sample) -> list[RolloutGroup]:
                 nonlocal tokens

@@ -101,7 +101,9 @@ class CheckpointSettings:
     """The newest checkpoints that are kept, beside the newest after a stage."""
     chunk: int | None = None
     """Problems that are measured, bridged or critiqued at a time: what has been done is noted after each chunk. When
-    not given, as many as fill the rollout engine once."""
+    not given, as many as fill the rollout engine once, and after a batch of probes or benchmarks that took longer than
+    90 seconds half as many, down to a quarter. A batch is cut no smaller, since small ones decode slowly, and bridged
+    problems are not cut at all, since they share `bridge.max_sampled_tokens`."""
 
     def __post_init__(self) -> None:
         if min(self.keep, self.chunk or 1, self.every_n_steps or 1) < 1 or (self.every_minutes or 1) <= 0:

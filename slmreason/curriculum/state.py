@@ -98,6 +98,8 @@ class RunState:
     """The held-out metrics of the student that the newest stage has handed on, where students are compared."""
     axis: Axis = field(default_factory=Axis)
     """Where the run stands on the axes of its loggers."""
+    batch_parts: int = 1
+    """See `Work.parts`."""
     sizes: dict[str, int] = field(default_factory=dict)
     """How long each growing file was: bytes of a .jsonl, rows of a .csv."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from slmreason.curriculum.work import Work
+from slmreason.curriculum.work import Work, settling
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules.settings import GRPOSettings
 from slmreason.records import BridgeCandidate, BridgeResult, Critique, Place, Problem, RolloutGroup, Trace
@@ -84,22 +84,27 @@ class TraceMaker:
         bridge = self.bridge if bridged else self.raw
         ids = stable_seed(bridge.settings.select, *(problem.id for problem in problems))
         key = f"{place.label} bridge {ids} policy {self.work.student.policy_version}"
-        watching = self.work.watching(f"{place.label} traces", len(problems), self._sampling(place).max_new_tokens)
+        label, longest = f"{place.label} traces", longest_traces(bridge.settings, self.grpo)
+        watching = self.work.watching(label, len(problems), longest, "traces", "problems")
         with self.work.spending("bridge"), watching as watch:
 
             def make(chunk: list[Problem]) -> list[BridgeResult]:
                 return self._make(place, chunk, bridge, critiques, watch)
 
+            # As many as the engine holds: problems that are bridged together share bridge.max_sampled_tokens.
             size = self.work.at_a_time(_completions(bridge.settings))
-            return self.work.notes.chunks(key, problems, make, BridgeResult, size=size, noted=watch.skip)
+            made = settling(make, watch)
+            return self.work.notes.chunks(key, problems, made, BridgeResult, size=size, noted=watch.skip)
 
     def critiques(self, groups: Sequence[RolloutGroup]) -> list[Critique]:
         """Records of the failed attempts of harvested groups."""
         ids = stable_seed(*(group.problem.id for group in groups))
         key = f"critique {ids} policy {self.work.student.policy_version}"
         size = self.work.chunk_or(CRITIQUED_AT_A_TIME)
-        with self.work.spending("critiques"):
-            return self.work.notes.chunks(key, groups, self.critic.make, Critique, size=size)
+        watching = self.work.watching("critiques", len(groups), 0, "critiques", "groups")
+        with self.work.spending("critiques"), watching as watch:
+            make = settling(self.critic.make, watch)
+            return self.work.notes.chunks(key, groups, make, Critique, size=size, noted=watch.skip)
 
     def _make(
         self,
@@ -123,9 +128,20 @@ class TraceMaker:
 
     def _sampling(self, place: Place) -> Sampling:
         """How the student continues a hand-over; what the Bridge samples has this seed and its own temperature."""
-        longest = min(self.bridge.settings.max_trace_tokens, self.grpo.max_completion_tokens)
+        longest = _longest(self.bridge.settings, self.grpo)
         seed = stable_seed(self.grpo.seed, "handover", place.round, self.work.student.policy_version)
         return Sampling(max_new_tokens=longest, temperature=0.0, seed=seed, with_log_probs=False)
+
+
+def longest_traces(settings: BridgeSettings, grpo: GRPOSettings) -> int:
+    """Tokens that the student samples for the traces of a problem, at most; 0 where it samples none."""
+    if not settings.samples and not (settings.select and settings.handover):
+        return 0
+    return _completions(settings) * _longest(settings, grpo)
+
+
+def _longest(settings: BridgeSettings, grpo: GRPOSettings) -> int:
+    return min(settings.max_trace_tokens, grpo.max_completion_tokens)
 
 
 def _completions(settings: BridgeSettings) -> int:

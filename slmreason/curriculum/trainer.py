@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from slmreason.callbacks import KeepCheckpoints, StageProgressBar, TrainingHealth
+from slmreason.callbacks import KeepCheckpoints, StageProgressBar, StageWatch, TrainingHealth
 from slmreason.curriculum.trainer_flags import (
     check_loggers,
     check_validated_epochs,
@@ -42,7 +42,7 @@ from slmreason.curriculum.trainer_flags import (
 from slmreason.curriculum.watched import Logged, validation_metrics
 from slmreason.modules.base import StudentModule
 from slmreason.modules.grpo import GRPOModule
-from slmreason.modules.validation import Validation
+from slmreason.modules.validation import Tally, Validation
 from slmreason.records import Place
 from slmreason.run.metrics import StageCSVLogger
 from slmreason.run.tree import SafetensorsIO
@@ -150,7 +150,7 @@ def try_trainers(
         keep = KeepCheckpoints(
             path=Path, state=lambda _: {}, saved=lambda: None, every_n_steps=None, every_minutes=None
         )
-        ours = [StageProgressBar(Place(1, str(module.stage)), 1), TrainingHealth(), keep]
+        ours = [StageProgressBar(StageWatch(str(module.stage))), TrainingHealth(), keep]
         try:
             # metrics.csv makes its folder at once: in the run's own, it would count as taken.
             with TemporaryDirectory() as elsewhere:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
@@ -12,11 +13,18 @@ from slmreason.curriculum.settings import CheckpointSettings
 from slmreason.records import Problem
 from slmreason.rollout.engine import RolloutEngine
 from slmreason.run.journal import Notes
-from slmreason.run.progress import Pace, Watch, watching
+from slmreason.run.progress import Watch, watching
+from slmreason.run.whole import Part, WholeRun, duration
 from slmreason.runtime.distributed import world_size
 from slmreason.student import Student
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+R = TypeVar("R")
+LONG_S = 90.0
+"""Seconds after which a batch is too long to lose: those after it are half as large, and take about a minute."""
+MOST_PARTS = 4
+"""Smaller parts of the engine's room than this decode too slowly."""
 
 
 class Work:
@@ -38,11 +46,15 @@ class Work:
             longest_first: prompts of one length stand together, as the engine would sort all of them.
         """
         self.student, self.engine, self.notes = student, engine, notes
-        self.longest_first = longest_first
-        self.pace = Pace()
+        self.longest_first, self.console, self.bar = longest_first, console, bar
+        self.whole = WholeRun()
         self.spent: dict[str, int] = {}
         """Tokens by what they went into, in this run."""
-        self._chunk, self._console, self._bar = settings.chunk, console, bar
+        self.parts = 1
+        """Into so many the engine's room is cut, so that a batch takes about a minute. A run keeps it: in half
+        precision a completion may depend on what is sampled beside it, and a run that goes on must make the same
+        batches."""
+        self._chunk = settings.chunk
 
     def at_a_time(self, completions: int) -> int:
         """Problems with so many completions each that fill the rollout engines of all processes once."""
@@ -64,10 +76,16 @@ class Work:
         yield
         self.spent[use] = self.spent.get(use, 0) + self.student.tokens.total - before
 
-    def watching(self, label: str, completions: int, max_new_tokens: int) -> AbstractContextManager[Watch]:
-        """Tells how far work is that samples so many completions."""
-        self.pace.ahead = max(0, self.pace.ahead - completions)  # what is said of the rest is without this
-        return watching(label, completions, max_new_tokens, self._console, self.pace, self._bar)
+    def watching(
+        self, label: str, units: float, max_new_tokens: int, part: Part, unit: str = "completions"
+    ) -> AbstractContextManager[Watch]:
+        """Tells how far work of so many units is.
+
+        Args:
+            max_new_tokens: that are sampled for a unit, at most; 0 where nothing is.
+            part: of the stage, that it is.
+        """
+        return watching(label, units, max_new_tokens, self.console, self.whole, part, self.bar, unit)
 
     def in_batches(
         self,
@@ -92,8 +110,30 @@ class Work:
             lengths = [self.student.prompt_length(problem) for problem in problems]
             order.sort(key=lambda index: -lengths[index])  # a stable sort: those of one length keep their order
         made = self.notes.chunks(
-            key, [problems[index] for index in order], make, cls, self.at_a_time(completions),
-            lambda count: watch.skip(count * completions), part,
+            key, [problems[index] for index in order], settling(make, watch, completions), cls,
+            size=lambda: self._chunk or max(1, self.at_a_time(completions) // self.parts),
+            noted=lambda count: watch.skip(count * completions), part=part, took=self._took,
         )  # fmt: skip
         by_index = dict(zip(order, made, strict=True))
         return [by_index[index] for index in range(len(problems))]
+
+    def _took(self, seconds: float) -> None:
+        """Halves the batches from the next one on, where one took too long."""
+        if self._chunk or seconds <= LONG_S or self.parts >= MOST_PARTS:
+            return
+        self.parts *= 2
+        log.info("a batch of the rollout engine took %s: from now on a %s of it is sampled between two notes "
+                 "(curriculum.checkpoint.chunk sets it)", duration(seconds),
+                 {2: "half", 4: "quarter"}[self.parts])  # fmt: skip
+
+
+def settling(make: Callable[[list[T]], Sequence[R]], watch: Watch, each: int = 1) -> Callable[[list[T]], Sequence[R]]:
+    """The same, after which a watch knows that so many units an item have ended, whether it was told or not."""
+
+    def made(items: list[T]) -> Sequence[R]:
+        before = watch.completions
+        results = make(items)
+        watch.settle(before + len(items) * each)
+        return results
+
+    return made

@@ -65,7 +65,7 @@ class Restratified:
     def describe(self) -> str:
         bands = " ".join(f"{name} {count}" for name, count in self.counts.items() if count)
         moves = ", ".join(f"{move} {count}" for move, count in sorted(self.moves.items())) or "nobody moved"
-        location = f"round {self.place.round} {self.place.stage} epoch {self.place.epoch}"
+        location = f"round {self.place.round} {self.place.stage} epoch {self.place.epoch + 1}"
         sure = "".join(f", {name} {share:.0%}" for name, share in self.certainty.items())
         certain = f" | in their true band {sure[2:]}" if sure else ""
         if alone := self.predictor.get("bands"):
@@ -284,7 +284,7 @@ class ReasoningDataModule(L.LightningDataModule):
         self._restratify(epoch)
         if not self._rows:
             log.warning("round %d %s: the set is empty from epoch %d on, the fit ends here", self._stage.place.round,
-                        self._stage.place.stage, epoch)  # fmt: skip
+                        self._stage.place.stage, epoch + 1)  # fmt: skip
         accumulate = self.trainer.accumulate_grad_batches
         batches = self._stage.batches(self._rows, self, epoch, accumulate)
         loop = self.trainer.fit_loop

@@ -43,6 +43,11 @@ class SamplingModule(StudentModule):
         """None where the steps of an epoch are cut beforehand."""
         self._has_said_capped = False
 
+    @property
+    def comes_back(self) -> bool:
+        """Whether a problem may be drawn more than once an epoch, so that refills make it longer."""
+        return self.draws is not None and self.draws.cooldown is not None
+
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> int | None:
         """Ends the epoch where refills have used up its set."""
         if self.draws is None or not isinstance(batch, DrawnBatch) or not self.draws.is_used_up(batch):
@@ -69,8 +74,6 @@ class SamplingModule(StudentModule):
         began_with, refills = len(groups), 0
         while more := self.draws.more(batch, self._wanted(batch, groups), self._posterior):
             refills += 1
-            if self.rollout_watch is not None:
-                self.rollout_watch.total += len(more) * self.settings.group_size
             groups += self._sample(more, batch_idx, "refill", refills)
         self._say_if_capped(batch, groups)
         self.draws.order.observe(groups)

@@ -64,8 +64,8 @@ class StageFolder:
         self.health = path / "health.jsonl"
 
     def set(self, epoch: int) -> Path:
-        """The rows that an epoch trained on."""
-        return self.path / f"set-epoch-{epoch}.jsonl"
+        """The rows that an epoch trained on. The first is 0 in code and in records, and 1 in names and words."""
+        return self.path / f"set-epoch-{epoch + 1}.jsonl"
 
 
 def lock_folder(folder: Path) -> TextIO:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from slmreason.records import Reject, Tokens, from_json, to_json
 from slmreason.run.files import append_records, read_lines
 from slmreason.run.folder import RunFolder
-from slmreason.runtime.distributed import barrier, is_first
+from slmreason.runtime.distributed import barrier, first_only, is_first
 
 T = TypeVar("T")
 R = TypeVar("R")
+Size = int | Callable[[], int]
+"""Items of a chunk, or what says it before each."""
+
+
+def _since(began: float) -> float:
+    return time.monotonic() - began
+
+
+def spans(items: int, size: Size) -> Iterator[tuple[int, int]]:
+    """The first item of each chunk, and the first after it."""
+    start = 0
+    while start < items:
+        end = min(items, start + (size if isinstance(size, int) else size()))
+        yield start, end
+        start = end
 
 
 class Notes(Protocol):
@@ -25,9 +42,10 @@ class Notes(Protocol):
         items: Sequence[T],
         make: Callable[[list[T]], Sequence[R]],
         cls: type[R],
-        size: int,
+        size: Size,
         noted: Callable[[int], None] = lambda items: None,
         part: int = 0,
+        took: Callable[[float], None] = lambda seconds: None,
     ) -> list[R]:
         """Applies `make` to `size` items at a time. What it gives depends on the key and the items alone.
 
@@ -35,7 +53,10 @@ class Notes(Protocol):
             key: names the work and its place in the run.
             make: items -> results, any number of them.
             cls: of the results: a record, or `dict`.
+            size: items of a chunk, or what says it before each.
             noted: called with the number of items that are not made again.
+            took: called with the seconds that a chunk took, in whichever process it was made; not by notes that do not
+                keep them. All of several processes are told those of the first.
             part: which part of their results this is, from 1 on, where items are worked on more than once (the key
                 tells the parts apart too); 0 where it is the whole.
         """
@@ -51,12 +72,13 @@ class Unnoted:
         items: Sequence[T],
         make: Callable[[list[T]], Sequence[R]],
         cls: type[R],
-        size: int,
+        size: Size,
         noted: Callable[[int], None] = lambda items: None,
         part: int = 0,
+        took: Callable[[float], None] = lambda seconds: None,
     ) -> list[R]:
         """See `Notes.chunks`."""
-        return [result for start in range(0, len(items), size) for result in make(list(items[start : start + size]))]
+        return [result for start, end in spans(len(items), size) for result in make(list(items[start:end]))]
 
 
 class Journal:
@@ -83,31 +105,36 @@ class Journal:
         items: Sequence[T],
         make: Callable[[list[T]], Sequence[R]],
         cls: type[R],
-        size: int,
+        size: Size,
         noted: Callable[[int], None] = lambda items: None,
         part: int = 0,
+        took: Callable[[float], None] = lambda seconds: None,
     ) -> list[R]:
         """See `Notes.chunks`."""
         results: list[R] = []
-        for number, start in enumerate(range(0, len(items), size)):
-            name = f"{key}/{size}/{number}"  # an engine may have the room for another size than in an earlier process
+        for start, end in spans(len(items), size):
+            name = f"{key}/{start}-{end}"  # an engine may have the room for another size than in an earlier process
             row = self._noted.pop(name, None)
             if row is None:
-                before = replace(self._cost())
-                made = list(make(list(items[start : start + size])))
+                before, began = replace(self._cost()), time.monotonic()
+                made = list(make(list(items[start:end])))
+                seconds = first_only(partial(_since, began))
                 rejects = self._drain()
                 append_records(self._path, [{
                     "key": name,
                     "results": [r if isinstance(r, dict) else to_json(r) for r in made],
                     "rejects": [to_json(r) for r in rejects],
                     "tokens": vars(self._cost() - before),
+                    "seconds": seconds,
                 }])  # fmt: skip
             else:
-                noted(len(items[start : start + size]))
+                noted(end - start)
+                seconds = row.get("seconds", 0.0)
                 cost = self._cost()
                 cost += Tokens(**row["tokens"])
                 made = row["results"] if cls is dict else [from_json(cls, result) for result in row["results"]]
                 rejects = [from_json(Reject, reject) for reject in row["rejects"]]
+            took(seconds)
             results += made
             self._rejects += rejects
         return results

@@ -1,8 +1,9 @@
-"""How far long work is: a bar on a terminal, and a line every half minute where there is none.
+"""How far long work is: a row of bars on a terminal, and a line every half minute where there is none.
 
-Completions that are still being sampled have no length yet. Their mean length is estimated as the tokens so far over
-the completions that have ended, and never above the limit: with a constant chance of ending at each token that is the
-likeliest value, and it does not take the short ones, which end first, for all.
+Completions that are still being sampled have no length yet. Until a batch of them has ended, their mean length is
+estimated as the tokens so far over the completions that have ended, and never above the limit: with a constant chance
+of ending at each token that is the likeliest value, and it does not take the short ones, which end first, for all.
+From then on it is the mean of the batches that have ended.
 """
 
 from __future__ import annotations
@@ -11,44 +12,20 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from slmreason.records import RolloutGroup
+from slmreason.run.bars import Draw, are_shown, row, screen
+from slmreason.run.whole import Clock, Part, WholeRun, duration
 
 log = logging.getLogger(__name__)
 LINE_EVERY_S = 30.0
 """Seconds between two lines of the same work."""
-Clock = Callable[[], float]
-
-
-@dataclass
-class Pace:
-    """How fast a run samples, over all that it has sampled, and how much of that is still to come."""
-
-    completions: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    ahead: int = 0
-    """Completions that the run will sample after the work at hand, about."""
-
-    def add(self, watch: Watch) -> None:
-        """Counts what a watch has seen."""
-        self.completions += watch.completions
-        self.tokens += watch.tokens
-        self.seconds += watch.seconds
-
-    def seconds_ahead(self, max_new_tokens: int) -> float | None:
-        """What they will take at the pace so far; None where no completion has ended yet."""
-        if not self.completions:
-            return None
-        return self.ahead * min(self.tokens / self.completions, max_new_tokens) * self.seconds / self.tokens
 
 
 class Lines:
-    """Says lines about one work, no more often than every half minute."""
+    """Says lines about one work, no more often than every half minute, and none where there are bars."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -62,136 +39,197 @@ class Lines:
     def say(self, line: Callable[[], str]) -> None:
         """Says the line if it is time for one."""
         now = self._clock()
-        if now - self._said >= LINE_EVERY_S:
+        if now - self._said >= LINE_EVERY_S and not are_shown():
             self._said = now
             log.info("%s", line())
 
 
 class Watch:
-    """Sampling that is under way."""
+    """Work that is under way: completions that are sampled, or other units that are done one by one."""
 
     def __init__(
         self,
         label: str,
-        total: int,
-        max_new_tokens: int,
-        pace: Pace | None = None,
-        show: Callable[[int], None] = lambda completions: None,
+        total: float,
+        max_new_tokens: int = 0,
+        whole: WholeRun | None = None,
+        kind: str = "",
+        draw: Draw = lambda share, said: None,
         clock: Clock = time.monotonic,
+        unit: str = "completions",
     ) -> None:
         """
         Args:
-            total: completions of the whole work.
-            max_new_tokens: no completion is longer.
-            pace: of the run; what is seen here is added to it.
-            show: called with the completions that have ended so far, for a bar.
+            total: units of the whole work.
+            max_new_tokens: that are sampled for a unit, at most; 0 where nothing is.
+            whole: the run that it is part of; what is seen here is told to it.
+            kind: of the work, for what it takes.
+            draw: draws a bar.
         """
-        self.label, self.total, self.max_new_tokens, self.pace = label, total, max_new_tokens, pace
-        self.completions, self.tokens = 0, 0
-        """Sampled so far: those that have ended, and the tokens of all."""
-        self.known = 0
-        """Completions that an earlier process has sampled: they say nothing of the speed."""
+        self.label, self.total, self.max_new_tokens = label, total, max_new_tokens
+        self.whole, self.kind, self.draw, self.unit = whole, kind, draw, unit
+        self.completions, self.tokens = 0.0, 0
+        """Done so far: units that have ended, and the tokens of all."""
+        self.known = 0.0
+        """Units that an earlier process has done: they say nothing of the speed."""
         self.graded, self.correct = 0, 0
-        self._lines, self._show = Lines(clock), show
+        self.away = 0.0
+        """Seconds in which other work was done within this one."""
+        self.notes: list[str] = []
+        """Said beside, such as the epoch."""
+        self._settled = 0.0, 0, 0.0
+        self._shown = 0.0
+        self._lines = Lines(clock)
 
-    def advance(self, completions: int, tokens: int) -> None:
-        """Notes completions that have ended and tokens that were sampled since the last call (`Progress`)."""
+    # -- what is told -----------------------------------------------------------------------------------------------
+
+    def advance(self, completions: float, tokens: int) -> None:
+        """Notes units that have ended and tokens that were sampled since the last call (`Progress`)."""
         self.completions += completions
         self.tokens += tokens
-        self._show(self.completions + self.known)
-        self._lines.say(self.line)
+        self._tell()
 
-    def skip(self, completions: int) -> None:
-        """Notes completions that need not be sampled."""
+    def skip(self, completions: float) -> None:
+        """Notes units that need not be done."""
         self.known += completions
-        self._show(self.completions + self.known)
+        self._tell()
+
+    def settle(self, completions: float | None = None) -> None:
+        """A batch has ended: from now on it tells the speed.
+
+        Args:
+            completions: all that have ended by now, where they were not counted one by one.
+        """
+        if completions is not None:
+            self.completions = completions
+        now = self.completions, self.tokens, self.seconds
+        if self.whole is not None:
+            before = self._settled
+            self.whole.measured(self.kind, now[0] - before[0], now[1] - before[1], now[2] - before[2])
+        self._settled = now
+        self._tell()
 
     def grade(self, groups: Sequence[RolloutGroup]) -> None:
         """Notes groups whose answers have been verified: rho so far is of them."""
         self.graded += sum(len(group.rollouts) for group in groups)
         self.correct += sum(group.num_correct for group in groups)
 
-    def line(self) -> str:
-        """What is said: done, tokens a second, rho, time left."""
-        done = self.completions + self.known
-        said = [f"{done:,} of {self.total:,} completions ({100 * done / max(1, self.total):.0f} %)",
-                f"{self.tokens / self._lines.seconds:,.0f} tokens/s"]  # fmt: skip
-        if self.graded:
-            said.append(f"rho {self.correct / self.graded:.2f} of {self.graded:,}")
-        left = self.seconds_left()
-        if left is not None:
-            said.append(f"about {duration(left)} left")
-            if ahead := self._seconds_ahead():
-                said.append(f"the whole run about {duration(left + ahead)}, counting sampling alone")
-        return f"{self.label}: {', '.join(said)}"
-
-    def seconds_left(self) -> float | None:
-        """What the rest will take; None where no completion has ended yet."""
-        if not self.completions:
-            return None
-        mean = min(self.tokens / self.completions, self.max_new_tokens)
-        tokens_left = max(0.0, (self.total - self.known) * mean - self.tokens)
-        return tokens_left * self._lines.seconds / self.tokens
-
-    def _seconds_ahead(self) -> float | None:
-        if self.pace is None:
-            return None
-        so_far = replace(self.pace)
-        so_far.add(self)
-        return so_far.seconds_ahead(self.max_new_tokens)
+    # -- what is said -----------------------------------------------------------------------------------------------
 
     @property
     def seconds(self) -> float:
+        """Since the work began, but for those of other work within it."""
+        return max(self._lines.seconds - self.away, 1e-9)
+
+    @property
+    def wall_seconds(self) -> float:
         """Since the work began."""
         return self._lines.seconds
+
+    @property
+    def left(self) -> float:
+        """Units that are still to be done; one that has begun counts by its tokens."""
+        return max(0.0, self.total - self.known - self._done)
+
+    @property
+    def share(self) -> float:
+        """Of the work, that is done; it never shrinks."""
+        if self.total > 0:
+            self._shown = max(self._shown, min(1.0, 1 - self.left / self.total))
+        return self._shown
+
+    def line(self) -> str:
+        """What is said where there is no terminal: done, tokens a second, rho, time left, and where the run stands."""
+        done = self.completions + self.known
+        counts = f"{done:,.0f} of {self.total:,.0f} {self.unit} ({100 * done / max(1, self.total):.0f} %)"
+        left = self.seconds_left()
+        said = [counts, *self.notes, *self._speed(), *([] if left is None else [f"about {duration(left)} left"])]
+        where = self.whole.said() if self.whole is not None else ""
+        return f"{self.label}: {', '.join(said)}{f'; the run: {where}' if where else ''}"
+
+    def beside_bar(self) -> str:
+        """What is said beside the bar, the most wanted first: the end may not fit."""
+        left, done = self.seconds_left(), self.completions + self.known
+        said = [] if left is None else [f"{duration(left)} left"]
+        return ", ".join([*said, f"{done:,.0f} of {self.total:,.0f} {self.unit}", *self.notes, *self._speed()])
+
+    def seconds_left(self) -> float | None:
+        """What the rest will take; None where nothing has ended yet."""
+        if not self.completions:
+            return None
+        return self.left * self.seconds / self._done
+
+    @property
+    def _done(self) -> float:
+        """Units that have ended, and those that are being sampled as far as they are."""
+        ended, tokens, _ = self._settled
+        mean = tokens / ended if ended and tokens else self.max_new_tokens
+        begun = (self.tokens - tokens) / mean if mean else 0.0
+        return ended + max(self.completions - ended, begun)
+
+    def _speed(self) -> list[str]:
+        said = [f"{self.tokens / self.seconds:,.0f} tokens/s"] if self.tokens else []
+        return said + ([f"rho {self.correct / self.graded:.2f} of {self.graded:,}"] if self.graded else [])
+
+    def _tell(self) -> None:
+        if are_shown():
+            self.draw(self.share, self.beside_bar())
+        if self.whole is not None:
+            self.whole.show()
+        self._lines.say(self.line)
 
 
 @contextmanager
 def watching(
-    label: str, total: int, max_new_tokens: int, console: Console, pace: Pace | None = None, bar: bool = True
+    label: str,
+    total: float,
+    max_new_tokens: int,
+    console: Console,
+    whole: WholeRun | None = None,
+    part: Part = "probe",
+    bar: bool = True,
+    unit: str = "completions",
 ) -> Iterator[Watch]:
-    """A `Watch` for work that samples `total` completions.
+    """A `Watch` for work of `total` units.
 
     Args:
+        part: of the stage, that the work is.
         bar: show one where the console is a terminal.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    quiet = not (bar and console.is_terminal)
-    with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
-        task = progress.add_task(label, total=total)
-        watch = Watch(label, total, max_new_tokens, pace, lambda done: progress.update(task, completed=done))
-        try:
+    with row(label, console, bar) as draw:
+        kind = whole.kind_of(part) if whole is not None else ""
+        watch = Watch(label, total, max_new_tokens, whole, kind, draw, unit=unit)
+        with within(whole, part, watch):
             yield watch
-        finally:
-            if pace is not None:
-                pace.add(watch)
+
+
+@contextmanager
+def within(whole: WholeRun | None, part: Part, watch: Watch) -> Iterator[None]:
+    """The work of a watch is under way in a run."""
+    if whole is None:
+        yield
+        return
+    whole.begin(part, watch)
+    try:
+        yield
+    finally:
+        whole.end(watch, watch.wall_seconds)
 
 
 @contextmanager
 def counting(label: str, total: int, console: Console | None = None) -> Iterator[Callable[[int, str], None]]:
     """A bar, or lines, for work of `total` requests. What it yields takes how many are done since, and a note."""
-    console, lines, done = console or Console(), Lines(), 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(label, total=total, note="")
+    lines, done = Lines(), 0
+    with row(label, console or screen()) as draw:
 
         def advance(finished: int, note: str) -> None:
             nonlocal done
             done += finished
-            progress.update(task, advance=finished, note=note)
-            if done and not console.is_terminal:
-                left = duration((total - done) * lines.seconds / done)
-                said = [f"{done:,} of {total:,}", *([note] if note else []), f"about {left} left"]
-                lines.say(lambda: f"{label}: {', '.join(said)}")
+            if not done:
+                return
+            left = duration((total - done) * lines.seconds / done)
+            notes = [note] if note else []
+            draw(done / total, ", ".join([f"{left} left", f"{done:,} of {total:,}", *notes]))
+            lines.say(lambda: f"{label}: {', '.join([f'{done:,} of {total:,}', *notes, f'about {left} left'])}")
 
         yield advance
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: `40 s`, `7 min`, `2 h 10 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -18,7 +18,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -64,17 +64,6 @@ def set_logging_step(trainer: L.Trainer, step: int) -> None:
 def waits_for_validation(stopping: EarlyStopping) -> bool:
     """Whether it was told not to look when a training epoch ends: it has no public attribute for this argument."""
     return stopping._check_on_train_epoch_end is False
-
-
-class HeadedProgressBar(RichProgressBar):
-    """Lightning's rich bar whose words before the bar are a subclass's: only a private method can change them."""
-
-    @abstractmethod
-    def heading(self, current_epoch: int) -> str:
-        """The words before the bar."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return self.heading(current_epoch)
 
 
 # -- loggers --------------------------------------------------------------------------------------------------------

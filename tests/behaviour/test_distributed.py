@@ -55,7 +55,7 @@ def assert_same_run(ours: Run, theirs: Run, atol: float) -> None:
         assert ours.epoch_losses(stage) == pytest.approx(theirs.epoch_losses(stage), rel=1e-3, abs=1e-5)
         strata = f"round-01/{stage}/strata.jsonl"
         assert ours.rows(strata) == theirs.rows(strata)
-        drawn = f"round-01/{stage}/set-epoch-0.jsonl"
+        drawn = f"round-01/{stage}/set-epoch-1.jsonl"
         assert ours.rows(drawn) == theirs.rows(drawn)
     assert ours.rows("benchmarks.jsonl") == theirs.rows("benchmarks.jsonl")
 

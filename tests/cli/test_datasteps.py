@@ -138,7 +138,7 @@ def test_edited_traces_are_what_sft_trains_on_and_wrong_ones_are_refused(files: 
     assert main(["fit", *CONFIG, f"--data.evidence={files / 'bands.jsonl'}", f"--bridge.traces={edited}",
                  "--curriculum.stages=[sft]", "--sft.epochs=1", "--curriculum.evaluate=ends", f"--run_dir={run}",
                  "--benchmarks=[embedded:chain/test?count=4]", "--trainer.enable_progress_bar=false"]) == 0  # fmt: skip
-    targets = {row["problem_id"]: row["target"] for row in rows(run / "round-01" / "sft" / "set-epoch-0.jsonl")}
+    targets = {row["problem_id"]: row["target"] for row in rows(run / "round-01" / "sft" / "set-epoch-1.jsonl")}
     assert targets[first].startswith("A person wrote this.")
     assert second not in targets
     rejects = {row["id"]: row["reason"] for row in rows(run / "round-01" / "sft" / "rejects.jsonl")}
@@ -157,7 +157,7 @@ def test_edited_critiques_are_what_cft_trains_on_and_wrong_ones_are_refused(file
     assert main(["fit", *CONFIG, f"--critique.records={edited}", "--curriculum.stages=[cft]",
                  "--curriculum.evaluate=ends", f"--run_dir={run}", "--benchmarks=[embedded:chain/test?count=4]",
                  "--trainer.enable_progress_bar=false"]) == 0  # fmt: skip
-    trained = rows(run / "round-01" / "cft" / "set-epoch-0.jsonl")
+    trained = rows(run / "round-01" / "cft" / "set-epoch-1.jsonl")
     assert {row["origin"] for row in trained} == {"diagnosis", "repair"}
     assert all("A person saw why." in row["target"] for row in trained if row["origin"] == "diagnosis")
     reasons = [row["reason"] for row in rows(run / "round-01" / "cft" / "rejects.jsonl")]

@@ -27,7 +27,7 @@ def test_without_a_teacher_a_run_says_what_it_does_and_trains(
     shown = " ".join(capsys.readouterr().out.split())
     assert "no teacher: SFT has the dataset's own traces" in shown
     assert f" report {run}, or " in shown.rpartition("next: ")[2]
-    written = (run / "round-01" / "sft" / "set-epoch-0.jsonl").read_text()
+    written = (run / "round-01" / "sft" / "set-epoch-1.jsonl").read_text()
     origins = {json.loads(line)["origin"] for line in written.splitlines()}
     assert origins == {"self"}  # the embedded families bring no traces
 

@@ -75,7 +75,7 @@ def test_moves_are_those_of_each_problem() -> None:
 def test_an_epoch_boundary_by_the_newest_evidence_is_written_as_before() -> None:
     change = Restratified(PLACE, {"hard": 1}, {}, 1, sorted_by(Bands()).mean_certainty)
     assert set(to_json(change)) == {"place", "counts", "moves", "rows"}
-    assert change.describe() == "round 1 grpo epoch 0: hard 1 | nobody moved | 1 rows to train on"
+    assert change.describe() == "round 1 grpo epoch 1: hard 1 | nobody moved | 1 rows to train on"
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_every_problem_is_trained_on_or_set_aside_and_a_rerun_asks_nothing(tmp_p
         sft = run / "round-01" / "sft"
         strata = rows(sft / "strata.jsonl")[0]["counts"]
         bridged = {row["problem"]["id"] for row in rows(sft / "bridge.jsonl")}
-        trained = {row["problem_id"] for row in rows(sft / "set-epoch-0.jsonl")}
+        trained = {row["problem_id"] for row in rows(sft / "set-epoch-1.jsonl")}
         rejected = {row["id"] for row in rows(sft / "rejects.jsonl")}
         assert len(bridged) == strata["medium"] + strata["hard"]
         assert bridged <= trained | rejected  # none is lost

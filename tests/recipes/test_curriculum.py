@@ -77,7 +77,7 @@ def test_the_run_folder_holds_what_it_should(small_run: tuple[Path, Curriculum, 
         assert (run_dir / name).exists(), name
     for stage in ("sft", "grpo", "cft"):
         for folder in stage_dirs(run_dir, stage):
-            assert (folder / "set-epoch-0.jsonl").stat().st_size
+            assert (folder / "set-epoch-1.jsonl").stat().st_size
             assert (folder / "strata.jsonl").stat().st_size
     assert list((run_dir / "resume").glob("*-after-round-2-cft.ckpt"))
     assert rows(stage_dirs(run_dir, "grpo")[0] / "samples.jsonl")
@@ -103,7 +103,7 @@ def test_strata_change_at_an_epoch_boundary_and_the_set_with_them(
             moved += sum(sum(change["moves"].values()) for change in history[1:])
     assert moved > 0
     folder = stage_dirs(run_dir, "sft")[0]
-    sets = [{row["problem_id"] for row in rows(folder / f"set-epoch-{epoch}.jsonl")} for epoch in (0, 1)]
+    sets = [{row["problem_id"] for row in rows(folder / f"set-epoch-{epoch}.jsonl")} for epoch in (1, 2)]
     assert sets[0] != sets[1]
 
 
@@ -113,7 +113,7 @@ def test_sft_trains_on_medium_and_hard_problems_only(small_run: tuple[Path, Curr
     first = stage_dirs(run_dir, "sft")[0]
     probe = {row["problem_id"]: row for row in ledger if row["policy_version"] == 0}
     unmastered = {name for name, row in probe.items() if row["successes"] / row["attempts"] < 0.75}
-    assert {row["problem_id"] for row in rows(first / "set-epoch-0.jsonl")} == unmastered
+    assert {row["problem_id"] for row in rows(first / "set-epoch-1.jsonl")} == unmastered
 
 
 def test_every_all_zero_group_is_in_the_next_critique_set_and_no_other(
@@ -153,7 +153,7 @@ def test_grpo_rollouts_and_harvest_agree_exactly(small_run: tuple[Path, Curricul
     expected = set()
     for number in (1, 2):
         for epoch in (0, 1):
-            drawn = run_dir / f"round-{number:02d}" / "grpo" / f"set-epoch-{epoch}.jsonl"
+            drawn = run_dir / f"round-{number:02d}" / "grpo" / f"set-epoch-{epoch + 1}.jsonl"
             members = {row["id"] for row in rows(drawn)} if drawn.exists() else set()
             steps = [r for r in ledger if (r["round"], r["stage"], r["epoch"]) == (number, "grpo", epoch)]
             last = {r["problem_id"]: r for r in steps if r["problem_id"] in members}  # the newest: after any probe
@@ -211,7 +211,7 @@ def test_other_configurations_run_to_their_end(tmp_path: Path, extra: list[str])
 def test_critiques_can_be_mixed_into_sft_without_a_fit_of_their_own(tmp_path: Path) -> None:
     options = [*SMALL, "--curriculum.stages=[sft, grpo]", "--curriculum.mix_critiques=true", "--benchmarks=[]"]
     assert main(["fit", "--config", "quickstart", f"--run_dir={tmp_path / 'run'}", *options]) == 0
-    origins = {row["origin"] for row in rows(tmp_path / "run" / "round-02" / "sft" / "set-epoch-0.jsonl")}
+    origins = {row["origin"] for row in rows(tmp_path / "run" / "round-02" / "sft" / "set-epoch-1.jsonl")}
     assert {"diagnosis", "repair"} <= origins
 
 

@@ -50,7 +50,7 @@ def test_recipe_runs_end_to_end(recipe: str, devices: int, tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout[-3000:]
     outcomes = {e["stage"]: e["outcome"] for e in json.loads((tmp_path / "run" / "summary.json").read_text())}
     assert [outcomes[f"round 1 {stage}"] for stage in ("sft", "grpo", "cft")] == ["done"] * 3
-    with open(tmp_path / "run" / "round-01" / "cft" / "set-epoch-0.jsonl") as file:
+    with open(tmp_path / "run" / "round-01" / "cft" / "set-epoch-1.jsonl") as file:
         assert {json.loads(line)["origin"] for line in file} == {"new_trace"}  # these solutions cannot diagnose
     before = load_file(checkpoint / "model.safetensors")
     after = load_file(tmp_path / "run" / "student" / "model.safetensors")

@@ -93,11 +93,11 @@ def test_sigterm_in_a_fit_saves_and_leaves_with_143(
     assert done.returncode == 143, done.stdout[-3000:]
     assert done.stdout.count(f"what has been done is kept, go on with: {program()} fit --resume {tmp_path}/run\n") == 1
     newest = checkpoints(tmp_path / "run")[-1]
-    assert "in-round-1-sft-epoch-0-batch-2" in newest.name
+    assert "in-round-1-sft-epoch-1-batch-2" in newest.name
     monkeypatch.delenv("DIES_IN")
     done = command(*args, "--curriculum.stages=[sft]", "--resume=auto")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert f"going on in round 1 sft, epoch 0: {newest.name}" in " ".join(done.stdout.split())
+    assert f"going on in round 1 sft, epoch 1: {newest.name}" in " ".join(done.stdout.split())
 
 
 def test_a_fit_that_draws_its_problems_goes_on_in_the_middle_of_an_epoch(
@@ -251,7 +251,7 @@ def test_a_torn_checkpoint_is_passed_over_and_old_ones_are_removed(
     assert command(*args).returncode == -signal.SIGKILL
     names = [path.name.partition("-")[2] for path in checkpoints(run)]
     assert names == [
-        "after-round-2-sft.ckpt", "in-round-2-grpo-epoch-0-batch-2.ckpt", "in-round-2-grpo-epoch-0-batch-3.ckpt"
+        "after-round-2-sft.ckpt", "in-round-2-grpo-epoch-1-batch-2.ckpt", "in-round-2-grpo-epoch-1-batch-3.ckpt"
     ]  # fmt: skip
     newest = checkpoints(run)[-1]
     newest.write_bytes(newest.read_bytes()[:-1000])
@@ -262,7 +262,7 @@ def test_a_torn_checkpoint_is_passed_over_and_old_ones_are_removed(
     assert done.returncode == 0, done.stdout[-3000:]
     shown = " ".join(done.stdout.split())
     assert "batch-3.ckpt cannot be read; an older checkpoint is looked for" in shown
-    assert "going on in round 2 grpo, epoch 0: 0" in shown
+    assert "going on in round 2 grpo, epoch 1: 0" in shown
     assert differing(digest(run), undisturbed) == []
     for path in checkpoints(run):
         path.write_bytes(path.read_bytes()[:-1000])

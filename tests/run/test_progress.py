@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +19,12 @@ from slmreason.records import Rollout, RolloutGroup
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
-from slmreason.run import progress
-from slmreason.run.progress import LINE_EVERY_S, Pace, Watch, counting, duration, watching
+from slmreason.run import bars, progress
+from slmreason.run.progress import LINE_EVERY_S, Watch, counting, watching
+from slmreason.run.whole import Portion, WholeRun
 from slmreason.student import Student
 from slmreason.verify.rewards import AnswerReward
-from tests.runs import SMALL
+from tests.runs import ROOT, SMALL
 
 
 class Clock:
@@ -84,29 +89,60 @@ def test_what_an_earlier_process_did_counts_as_done_and_not_as_speed(clock: Cloc
     assert watch.line() == "x: 80 of 100 completions (80 %), 40 tokens/s, about 10 s left"
 
 
-def test_rho_so_far_and_the_rest_of_the_run_are_said(clock: Clock) -> None:
-    pace = Pace(completions=100, tokens=2000, seconds=100, ahead=220)
-    watch = Watch("x", 40, 50, pace, clock=clock)
+def test_a_batch_that_has_ended_tells_the_mean_length_from_then_on(clock: Clock) -> None:
+    watch = Watch("x", 100, 50, clock=clock)
+    clock.now = 10
+    watch.advance(10, 100)
+    watch.settle()
+    watch.advance(0, 50)  # of the next batch none has ended, and its tokens are as many as five have
+    assert watch.left == pytest.approx(85)
+    assert watch.share == pytest.approx(0.15)
+    assert watch.seconds_left() == pytest.approx(85 * 10 / 15)
+    watch.settle(10)  # they were of completions that nobody wants
+    assert watch.left == pytest.approx(90)
+    assert watch.share == pytest.approx(0.15)  # what is shown does not go back
+
+
+def test_a_bar_moves_by_tokens_before_a_completion_has_ended(clock: Clock) -> None:
+    watch = Watch("x", 10, 50, clock=clock)
+    clock.now = 10
+    watch.advance(0, 250)
+    assert watch.share == pytest.approx(0.5)
+    assert watch.beside_bar() == "0 of 10 completions, 25 tokens/s"
+    watch.notes = ["epoch 1 of 2"]
+    watch.advance(5, 0)
+    assert watch.beside_bar() == "10 s left, 5 of 10 completions, epoch 1 of 2, 25 tokens/s"
+
+
+def test_rho_so_far_and_where_the_run_stands_are_said(clock: Clock) -> None:
+    plans = [{}, {"probe": Portion(40, 50), "again": Portion(220, 50)}]
+    whole = WholeRun(clock, ("base", "sft"), lambda number: plans[number:])  # type: ignore[arg-type]
+    whole.enter(1)
+    watch = Watch("x", 40, 50, whole, "probe", clock=clock)
+    whole.begin("probe", watch)
     clock.now = 20
     watch.grade([group(True, False, False, False)])
     watch.advance(20, 400)
-    # 120 completions of 20 tokens in 120 s: one a second.
-    expected = "x: 20 of 40 completions (50 %), 20 tokens/s, rho 0.25 of 4, about 20 s left, the whole run"
-    assert watch.line() == expected + " about 4 min, counting sampling alone"
+    said = "x: 20 of 40 completions (50 %), 20 tokens/s, rho 0.25 of 4, about 20 s left; the run: stage 1 of 1"
+    assert watch.line() == said
+    watch.settle()
+    assert watch.line() == f"{said}, about 4 min left"  # 20 and 220 completions at one a second
 
 
-def test_a_bar_is_moved_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_is_moved_on_a_terminal_and_no_line_is_said(said: pytest.LogCaptureFixture, clock: Clock) -> None:
     screen = io.StringIO()
-    pace = Pace()
-    with watching("a probe", 4, 10, Console(file=screen, force_terminal=True, width=80), pace) as watch:
+    with watching("a probe", 4, 10, Console(file=screen, force_terminal=True, width=80)) as watch:
+        watch._lines._said = -LINE_EVERY_S
         watch.advance(3, 30)
+        assert bars._display is not None
+        bars._display.refresh()  # at once: it is drawn a few times a second
     assert "a probe" in screen.getvalue()
-    assert pace.completions == 3
-    assert pace.seconds > 0
+    assert "3 of 4 completions" in screen.getvalue()
+    assert said.messages == []
     quiet = io.StringIO()
     with watching("a probe", 4, 10, Console(file=quiet, force_terminal=True), bar=False) as watch:
         watch.advance(4, 40)
-    assert quiet.getvalue().strip("\x1b[?25hl\n") == ""
+    assert quiet.getvalue() == ""
 
 
 def test_a_teachers_requests_are_counted_where_there_is_no_terminal(
@@ -118,13 +154,6 @@ def test_a_teachers_requests_are_counted_where_there_is_no_terminal(
         advance(3, "")
     assert said.messages[0].startswith("teacher solve: 1 of 4, 2.0 requests/s, about ")
     assert said.messages[1] == "teacher solve: 4 of 4, about 0 s left"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min"), (3599, "1 h 0 min"), (8000, "2 h 13 min")]
-)
-def test_a_duration_in_words(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_an_engine_tells_completions_tokens_and_verdicts() -> None:
@@ -146,10 +175,61 @@ def test_every_part_of_a_run_is_heard_of(
     args = [*SMALL, "--curriculum.evaluate=stage", "--trainer.enable_progress_bar=true", "--evaluation.limit=4"]
     assert main(["fit", *args, f"--run_dir={tmp_path / 'run'}"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for start in ("benchmarks after base: ", "round 1 probe: ", "round 1 sft traces: ", "round 1 sft: step ",
+    for start in ("benchmarks after base: ", "round 1 probe: ", "round 1 sft traces: ",
                   "round 1 sft re-measure: ", "round 1 grpo: ", "benchmarks after round 1 grpo: "):  # fmt: skip
         assert any(line.startswith(start) for line in lines), start
-    assert any("the whole run about" in line for line in lines)
+    assert any(re.match(r"round 1 sft: .* rows \(\d+ %\), step \d+ of \d+, epoch 1 of 2, ", line) for line in lines)
+    assert any("; the run: before stage 1 of 3" in line for line in lines)
+    assert any(re.search("; the run: stage [23] of 3, about ", line) for line in lines)
+    for line in lines:
+        assert "epoch 0" not in line
+    assert any(
+        line.startswith("round 1 grpo: ") and " rollouts (" in line and ", epoch 1 of 2" in line for line in lines
+    )
     base = next(line for line in lines if line.startswith("base: done"))
     assert " | benchmarks " in base  # what measuring took
     assert base.endswith(" tokens")
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_the_run_beside_the_work_at_hand(tmp_path: Path) -> None:
+    """A real command on a real pseudo-terminal, 100 columns wide."""
+    pty = pytest.importorskip("pty")
+    args = [
+        *SMALL,
+        "--curriculum.evaluate=stage",
+        "--trainer.enable_progress_bar=true",
+        f"--run_dir={tmp_path / 'run'}",
+    ]
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "100", "TERM": "xterm"}
+    running = subprocess.Popen([sys.executable, "-m", "slmreason.cli", "fit", *args], env=env, stdin=theirs,
+                               stdout=theirs, stderr=theirs)  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            some = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not some:
+            break
+        shown += some
+    assert running.wait(60) == 0, shown[-3000:].decode()
+    uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", uncoloured)
+    rows = [line.strip() for line in re.split(r"[\r\n]+", text)]
+    assert any(re.fullmatch(r"run +\S+ before stage 1 of 3", row) for row in rows)
+    assert any(re.fullmatch(r"run +\S+ +stage [23] of 3, about \d+ s left", row) for row in rows)
+    for label in (
+        "benchmarks after base",
+        "round 1 probe",
+        "round 1 sft traces",
+        "round 1 sft re-measure",
+        "critiques",
+    ):
+        assert any(row.startswith(f"{label} ") or row == label for row in rows), label  # short ones stay without words
+    for label, unit in (("round 1 sft", "rows"), ("round 1 grpo", "rollouts")):
+        assert any(row.startswith(f"{label} ") and f" {unit}, step" in row for row in rows), label
+    assert any(row.startswith("round 1 sft: done") for row in rows)  # lines stand whole above the rows
+    assert "epoch 0" not in text

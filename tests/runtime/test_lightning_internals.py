@@ -18,7 +18,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.fabric.strategies.launchers import subprocess_script as observers
-from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, launchers
@@ -79,7 +79,6 @@ OBJECTS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         lambda folder: quiet_trainer().fit_loop.epoch_loop, ("_results", "_batches_that_stepped"),
     ),
     "EarlyStopping": (lambda folder: EarlyStopping("loss"), ("_check_on_train_epoch_end",)),
-    "RichProgressBar": (lambda folder: RichProgressBar(), ("_get_train_description",)),
     "CSVLogger": (lambda folder: CSVLogger(folder), ("_name", "_version", "_experiment", "_fs")),
     "TensorBoardLogger": (lambda folder: TensorBoardLogger(folder), ("_name", "_version", "_kwargs")),
     # MLflow need not be installed: the names that its constructor sets.
