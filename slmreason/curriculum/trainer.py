@@ -42,8 +42,7 @@ from slmreason.curriculum.trainer_flags import (
 from slmreason.curriculum.watched import Logged, validation_metrics
 from slmreason.modules.base import StudentModule
 from slmreason.modules.grpo import GRPOModule
-from slmreason.modules.validation import Tally, Validation
-from slmreason.records import Place
+from slmreason.modules.validation import Validation
 from slmreason.run.metrics import StageCSVLogger
 from slmreason.run.tree import SafetensorsIO
 from slmreason.runtime.backend import BackendSettings, applied
