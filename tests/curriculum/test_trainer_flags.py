@@ -248,6 +248,7 @@ WATCHES: list[tuple[str, dict[str, Any], str]] = [
         {"monitor": "grpo/kl"},
         "watches grpo/kl, which no stage logs (grpo.kl is 0); there are",
     ),
+    ("EarlyStopping", {"monitor": "grpo/rescue/help"}, "which no stage logs (grpo.rescue.kind is null); there are"),
     ("EarlyStopping", {"monitor": "grpo/masked"}, "which no stage logs (grpo.mask_mismatch is null); there are"),
     (
         "EarlyStopping",
