@@ -87,6 +87,13 @@ class StudentModule(ValidatedModule):
             log.info("%s: there is no validation: module.validation says with what to sample and grade", self.stage)
         self.student.train()
 
+    def on_train_start(self) -> None:
+        steps = steps_ahead(self)
+        if steps is not None and steps <= self.settings.warmup_steps:
+            log.info("%s: the fit has %d optimizer steps and is over within its warm-up: the learning rate stays below "
+                     "%g (%s.warmup_steps is %d)", self.stage, steps, self.settings.learning_rate, self.stage,
+                     self.settings.warmup_steps)  # fmt: skip
+
     def on_fit_end(self) -> None:
         for optimizer in self.trainer.optimizers:
             self.student.trained.keep_masters(release(optimizer))
@@ -223,6 +230,15 @@ def learning_rate_factor(module: StudentModule) -> Callable[[int], float]:
         return warm
 
     return factor
+
+
+def steps_ahead(module: StudentModule) -> int | None:
+    """Optimizer steps of a fit whose epochs are all as long as the first one; None where that is not known."""
+    trainer = attached_trainer(module)
+    if trainer is None or not trainer.max_epochs or trainer.max_epochs < 0 or trainer.num_training_batches == math.inf:
+        return None
+    batches = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+    return batches * getattr(module.settings, "updates_per_batch", 1)
 
 
 def share_done(module: StudentModule, with_present: bool = True) -> float:

@@ -102,6 +102,7 @@ class GRPOModule(RescuingModule):
         super().on_load_checkpoint(checkpoint)
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         self._engine_is_behind = True
 
     def on_fit_end(self) -> None:

@@ -147,7 +147,7 @@ class ValidatedModule(L.LightningModule):
             log.info(
                 "%s, epoch %d, step %d: %d of %d held-out problems right (val/pass@1 %.3f), %d tokens to find out",
                 self.stage,
-                self.trainer.current_epoch,
+                self.trainer.current_epoch + 1,
                 self.trainer.global_step,
                 tally.right,
                 tally.problems,

@@ -459,3 +459,18 @@ def test_learning_rate_warms_up_and_decays_over_the_share_that_is_done(
     L.Trainer(max_epochs=1, callbacks=[Spy()], **QUIET).fit(module, loader)
     assert seen[0] == pytest.approx(0.5e-3)
     assert seen[-1] == pytest.approx(1e-3 * last, rel=1e-6)
+
+
+@pytest.mark.parametrize(("warmup_steps", "is_said"), [(1, False), (2, True)])
+def test_a_fit_that_is_over_within_its_warm_up_says_so(
+    warmup_steps: int, is_said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = Student("embedded:qwen2", instruction="")
+    examples = solution_examples(student, 4)
+    plan = plan_batches([len(example) for example in examples], 10**6, 2)
+    module = SFTModule(student, SFTSettings(learning_rate=1e-4, warmup_steps=warmup_steps))
+    loader = DataLoader(PackedDataset(examples, plan, 1, student.pad_token_id), batch_size=None)  # type: ignore[arg-type]
+    with caplog.at_level("INFO", logger="slmreason"):
+        L.Trainer(max_epochs=1, **QUIET).fit(module, loader)
+    said = "sft: the fit has 2 optimizer steps and is over within its warm-up: the learning rate stays below 0.0001"
+    assert (said in caplog.text) == is_said
