@@ -95,16 +95,20 @@ class Informative(Order):
     tried now and then.
     """
 
-    def __init__(self, group_size: int = 8) -> None:
+    def __init__(self, group_size: int = 8, draws: int = 1) -> None:
         """
         Args:
             group_size: Rollouts of a group.
+            draws: Rates drawn of each problem, over which the probability is averaged. The more, the less often what is
+                little known is tried, and the fewer groups are silent.
         """
-        self.group_size = group_size
+        if draws < 1:
+            raise ValueError(f"grpo.order: Informative needs draws of at least 1, got {draws}")
+        self.group_size, self.draws = group_size, draws
 
     def draw(self, choice: Choice) -> Sequence[Problem]:
-        rho = choice.posterior.draws(choice.rng)
-        return choice.best(informative_rate(rho, self.group_size))
+        rates = [informative_rate(choice.posterior.draws(choice.rng), self.group_size) for _ in range(self.draws)]
+        return choice.best(np.mean(rates, axis=0))
 
 
 def make_order(order: OrderName | Order, group_size: int) -> Order:

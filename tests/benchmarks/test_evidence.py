@@ -28,7 +28,8 @@ def test_each_arm_is_a_valid_overlay(arms: dict[str, Path]) -> None:
     made = {name: parse(parser, [*base, f"--config={path}"]) for name, path in arms.items()}
     assert set(CONTROLS) <= {*ARMS, *arms}
     assert made["ours_new"].curriculum.probe.share == 0.15
-    assert made["ours_new"].grpo.order == "informative"
+    assert made["ours_new"].grpo.order.class_path == "slmreason.data.order.Informative"
+    assert made["without_order"].grpo.order == "random"
     assert made["without_share"].curriculum.probe.share is None
     assert made["without_order"].grpo.cooldown is None
     assert made["sft_then_grpo_600"].data.routing == "all"

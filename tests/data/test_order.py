@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from slmreason.data.ledger import Ledger
-from slmreason.data.order import Choice, DrawnBatch, Draws, Order, OrderName, make_order
+from slmreason.data.order import Choice, DrawnBatch, Draws, Informative, Order, OrderName, make_order
 from slmreason.data.posterior import Posterior
 from slmreason.records import Evidence, Place, Problem
 
@@ -47,6 +47,23 @@ def test_the_first_draws_of_an_order(order: OrderName, expected: list[str]) -> N
 def test_informative_takes_those_in_the_middle_first() -> None:
     drawn = draws_of("informative").first(batch(4), by_place)
     assert {POSITIONS[problem.id] for problem in drawn} <= {3, 4, 5, 6, 7, 8}
+
+
+def test_the_more_rates_are_drawn_the_less_is_tried_that_is_little_known() -> None:
+    def little_known(draws: int) -> int:
+        """Of forty draws of two: how often one is of the ten of which nothing is known, beside two well known ones."""
+        posterior = lambda problems: Posterior(  # noqa: E731
+            *(np.array([4.0 if POSITIONS[p.id] < 2 else 0.5 for p in problems]) for _ in "ab")
+        )
+        found = 0
+        for number in range(40):
+            drawn = draws_of(Informative(draws=draws)).first(batch(2, key=str(number)), posterior)
+            found += sum(POSITIONS[problem.id] >= 2 for problem in drawn)
+        return found
+
+    assert little_known(1) > 2 * little_known(16)
+    with pytest.raises(ValueError, match=r"grpo\.order: Informative needs draws of at least 1"):
+        Informative(draws=0)
 
 
 @pytest.mark.parametrize("order", ["file", "random", "informative", "easy_first"])
