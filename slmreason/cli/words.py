@@ -60,11 +60,29 @@ def in_words(hint: Any) -> str:
 
 
 def classes_below(base: type) -> list[str]:
-    """Names of the classes that a user can choose: all below `base` that can be made from options alone."""
+    """Names of the classes that a user can choose: all below `base` that can be made from options alone.
+
+    They are those of the base's package and of ours: what else was imported does not change what is said.
+    """
+    packages = {_package(base.__module__), _package(__name__)}
+    return sorted(
+        {
+            cls.__name__
+            for cls in _below(base)
+            if _package(cls.__module__) in packages and cls not in INNER and not inspect.isabstract(cls)
+        }
+    )
+
+
+def _below(base: type) -> Iterator[type]:
     found: list[type] = base.__subclasses__()
-    below = [name for cls in found for name in classes_below(cls)]
-    own = [cls.__name__ for cls in found if not inspect.isabstract(cls) and cls not in INNER]
-    return sorted({*own, *below})
+    for cls in found:
+        yield cls
+        yield from _below(cls)
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def _kinds(hint: Any) -> Iterator[Kind]:

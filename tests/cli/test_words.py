@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +12,8 @@ from typing import Annotated, Any, Literal, Optional, Union
 
 import pytest
 
+import slmreason.rollout
+import slmreason.teacher
 from slmreason.cli.errors import in_a_line
 from slmreason.cli.words import INNER, classes_below, in_words
 from slmreason.rollout.engine import RolloutEngine
@@ -93,7 +96,23 @@ def test_many_classes_are_not_told_one_by_one() -> None:
     assert len(kept) == 9
 
 
+def test_what_else_was_imported_is_not_listed() -> None:
+    before = classes_below(RolloutEngine)
+
+    class MyEngine(RolloutEngine):
+        def sync(self, student: Any) -> None: ...
+
+        def generate(self, *args: Any, **more: Any) -> Any: ...
+
+    assert not inspect.isabstract(MyEngine)
+    assert classes_below(RolloutEngine) == before
+
+
 def test_the_classes_that_can_be_chosen_are_those_that_a_config_makes() -> None:
+    for engine in ("HFEngine", "VLLMEngine"):  # a package gives its classes, and knows of them, when asked
+        getattr(slmreason.rollout, engine)
+    for teacher in ("APITeacher", "ProceduralTeacher", "TraceTeacher", "VLLMTeacher"):
+        getattr(slmreason.teacher, teacher)
     assert {"HFEngine", "VLLMEngine"} <= set(classes_below(RolloutEngine))
     assert {"APITeacher", "ProceduralTeacher", "TraceTeacher", "VLLMTeacher"} <= set(classes_below(Teacher))
     below = {*classes_below(Teacher), *classes_below(RewardFn)}
