@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich import get_console
 
 from slmreason.cli import main
 from slmreason.cli.config import build_parser, parse
@@ -25,6 +26,7 @@ from slmreason.embedded.families import make_problems, rebuild
 from slmreason.records import Exemplar, Fault, Problem, Rollout, RolloutGroup
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
+from slmreason.run import bars
 from slmreason.student import Student
 from slmreason.supervision.bridge import Bridge, Material
 from slmreason.supervision.critique import Critic, CritiqueSettings
@@ -620,8 +622,9 @@ def test_on_a_terminal_there_is_a_progress_line(
     make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "160")
-    with ScriptedServer(one_word, delay_s=0.02) as server:
+    monkeypatch.setattr(get_console(), "width", 160)
+    monkeypatch.setattr(bars, "REFRESHED", 100)  # so that a busy machine draws it too
+    with ScriptedServer(one_word, delay_s=0.05) as server:
         make(server, concurrency=2, input_price=10.0).solve(PROBLEMS[:30])
     shown = capsys.readouterr().out
     assert "teacher solve" in shown
