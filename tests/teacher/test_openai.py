@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich import get_console
+from rich.console import Console
 
 from slmreason.cli import main
 from slmreason.cli.config import build_parser, parse
@@ -621,8 +621,8 @@ def test_an_estimate_asks_for_nothing(make: Make) -> None:
 def test_on_a_terminal_there_is_a_progress_line(
     make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr(get_console(), "width", 160)
+    terminal = Console(force_terminal=True, width=160)  # rich makes its own once, as the first test found the screen
+    monkeypatch.setattr(bars, "get_console", lambda: terminal)
     monkeypatch.setattr(bars, "REFRESHED", 100)  # so that a busy machine draws it too
     with ScriptedServer(one_word, delay_s=0.05) as server:
         make(server, concurrency=2, input_price=10.0).solve(PROBLEMS[:30])
