@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from slmreason.cli.command import Command
-from slmreason.cli.errors import ConfigError, tidy
+from slmreason.cli.errors import ConfigError, in_a_line, tidy
 from slmreason.cli.parser import Parser as Parser
 from slmreason.cli.parser import refuse_secrets
 from slmreason.cli.recipes import find_recipe
@@ -262,4 +262,4 @@ def instantiate(parser: Parser, config: Namespace, sections: Sequence[str] | Non
             made.data.wants_column = made.reward.wants_column
         return made
     except (ValueError, TypeError) as error:
-        raise ConfigError(tidy(str(error))) from error
+        raise ConfigError(in_a_line(tidy(str(error)), parser.choices_of)) from error

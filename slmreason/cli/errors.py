@@ -28,18 +28,17 @@ def in_a_line(message: str, choices_of: Callable[[str], str | None]) -> str:
         choices_of: what a key takes; None where it is not known.
 
     Returns:
-        `grpo.kl: takes a number`, or what is wrong within a value that is the right kind of thing; any other message as
-        it is.
+        `grpo.kl: takes a number`, or what is wrong within a value that is the right kind of thing; what a constructor
+        says, alone, where its key may hold something else too; any other message as it is.
     """
     key, said = "", tidy(message)
     while about := re.match(r'Parser key "([\w.]+)"(?: element \d+)?:\s*', said):
         key, said = about[1], said[about.end() :].strip()
     choices = choices_of(key) if key else None
+    within = _reasons(said)
     if choices is None:
-        return message
+        return within if within and said.startswith(_UNION) else message
     named = _NAMED.search(said)
-    lines = [re.sub(r"^\s*-?\s*", "", line) for line in _WRONG_KIND.sub("", said).splitlines()]
-    within = "; ".join(dict.fromkeys(filter(None, lines))).replace(":; ", ": ")
     if re.match(r"[\w.]+: (?:takes|there is no class) ", within):  # the value is a class, and this one of its arguments
         return f"{key}.{within}"
     if within:
@@ -49,9 +48,16 @@ def in_a_line(message: str, choices_of: Callable[[str], str | None]) -> str:
     return f"{key}: takes {choices}"
 
 
+def _reasons(said: str) -> str:
+    """What is wrong, in one line, without what says that a value is the wrong kind of thing."""
+    lines = [re.sub(r"^\s*-?\s*", "", line) for line in _WRONG_KIND.sub("", said).splitlines()]
+    return "; ".join(dict.fromkeys(filter(None, lines))).replace(":; ", ": ")
+
+
+_UNION = "Does not validate against any of the Union subtypes"
 _NAMED = re.compile(r"Expected a dot import path string: (\S+)\s*$", flags=re.MULTILINE)
 _WRONG_KIND = re.compile(
-    r"Does not validate against any of the Union subtypes$|Subtypes: .*$|Errors:$"
+    rf"{_UNION}$|Subtypes: .*$|Errors:$"
     r"|Expected a path but [\s\S]*? either not accessible or invalid$"
     r"|Expected (?!an instantiatable|')(?:.*\n)*?.*(?=\n *- |\n *(?:Given|Subtypes)|\Z)"
     r"|Not a valid subclass of .*$|Subclass types expect one of:$"

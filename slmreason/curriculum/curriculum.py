@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from slmreason.curriculum.curve import CurvePoints
 from slmreason.curriculum.experiment import Experiment
 from slmreason.curriculum.fits import Fits
 from slmreason.curriculum.forecast import RunForecast
-from slmreason.curriculum.heldout import HeldOut
+from slmreason.curriculum.heldout import held_out_of
 from slmreason.curriculum.opening import open_run
 from slmreason.curriculum.parts import Parts
 from slmreason.curriculum.predictor import Predictor
@@ -110,28 +110,18 @@ class Curriculum:
             console=self.work.console,
             bar=bar,
         )
-        self.choice = Choice(self._held_out(flags), settings, parts.student)
+        is_off = flags.get("limit_val_batches") == 0 and settings.keep == "last"
+        held_out = None if is_off else held_out_of(parts.data, parts.sft.validation, self.work, self.files)
+        self.choice = Choice(held_out, settings, parts.student)
         accumulate = flags.get("accumulate_grad_batches") or 1
         self.stages = make_stages(
             parts, settings, self.prober, self.teacher, self.files, self.journal, accumulate,
             self.experiment.show_bands,
         )  # fmt: skip
         self.work.whole.forecast = RunForecast(
-            settings, self.stages, parts.data, self.prober, scorer, self.curve, self.choice.held_out, parts.bridge,
+            settings, self.stages, parts.data, self.prober, scorer, self.curve, held_out, parts.bridge,
             parts.critique,
         )  # fmt: skip
-
-    def _held_out(self, flags: Mapping[str, Any]) -> HeldOut | None:
-        """What the run is validated on; None where it is not.
-
-        Args:
-            flags: of the Trainer.
-        """
-        data, validation = self.data, self.parts.sft.validation
-        is_off = flags.get("limit_val_batches") == 0 and self.settings.keep == "last"
-        if validation is None or not data.holdout or is_off:
-            return None
-        return HeldOut(self.work, validation, data.holdout, self.files, data.token_budget)
 
     @property
     def reports(self) -> list[StageReport]:

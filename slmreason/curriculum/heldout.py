@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from slmreason.curriculum.work import Work
+from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.modules.validation import Answers, Tally, Validation
 from slmreason.objectives import kl_penalty
 from slmreason.records import Example, Problem, RolloutGroup
@@ -131,3 +132,12 @@ def _score(examples: Sequence[Example], student: Student, token_budget: int) -> 
         for position, log_probs in zip(batch.order, pieces, strict=True):
             found[members[position]] = log_probs.tolist()
     return [found[index] for index in range(len(examples))]
+
+
+def held_out_of(
+    data: ReasoningDataModule, validation: Validation | None, work: Work, files: RunFolder
+) -> HeldOut | None:
+    """What a run is validated on; None where nothing is held out, or nobody says how to ask it."""
+    if validation is None or not data.holdout:
+        return None
+    return HeldOut(work, validation, data.holdout, files, data.token_budget)

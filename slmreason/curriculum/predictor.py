@@ -77,7 +77,7 @@ class Predictor:
     ) -> None:
         """
         Args:
-            traces: to be scored, by the pool's ids (`traces_of`).
+            traces: to be scored, by the pool's ids (`scorable`).
             certain: a problem whose band has this probability is not sampled.
             notes: of the forward pass.
         """

@@ -89,9 +89,9 @@ class StudentModule(ValidatedModule):
 
     def on_train_start(self) -> None:
         steps = steps_ahead(self)
-        if steps is not None and steps <= self.settings.warmup_steps:
-            log.info("%s: the fit has %d optimizer steps and is over within its warm-up: the learning rate stays below "
-                     "%g (%s.warmup_steps is %d)", self.stage, steps, self.settings.learning_rate, self.stage,
+        if steps and steps <= self.settings.warmup_steps:
+            log.info("%s: the fit has about %d optimizer steps and is over within its warm-up: the learning rate stays "
+                     "below %g (%s.warmup_steps is %d)", self.stage, steps, self.settings.learning_rate, self.stage,
                      self.settings.warmup_steps)  # fmt: skip
 
     def on_fit_end(self) -> None:

@@ -250,3 +250,13 @@ def test_a_file_of_rows_is_not_taken_for_a_config(tmp_path: Path) -> None:
     rows = tmp_path / "rows.json"
     rows.write_text('["a.jsonl", "b.jsonl"]')
     assert parse(build_parser("fit", ""), [f"--data.train={rows}"]).data.train == str(rows)
+
+
+def test_what_a_constructor_refuses_is_one_line_where_its_key_may_be_null(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = ["--teacher=APITeacher", "--teacher.base_url=http://127.0.0.1:9", "--teacher.model=x"]
+    run = f"--run_dir={tmp_path / 'run'}"
+    assert main(["fit", "--config=quickstart", *teacher, f"--teacher.answers={tmp_path}", run]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line == f"error: teacher.answers: {tmp_path} is a folder; a file is needed"

@@ -159,6 +159,10 @@ MESSAGES: dict[str, tuple[str, str]] = {
         UNION.format(key="kind", first="Option 'nn' is not accepted\n      did you mean: n?"),
         "kind: Option 'nn' is not accepted; did you mean: n?",
     ),
+    "a constructor that refuses": (
+        UNION.format(key="", first="kind: it needs n").partition("\n")[2],
+        "kind: it needs n",
+    ),
     "another message": ("Unable to parse", "Unable to parse"),
     "an unknown key": ('Parser key "nobody":\n  Expected', 'Parser key "nobody":\n  Expected'),
 }
