@@ -43,7 +43,7 @@ def test_the_help_of_a_class_has_the_words_of_the_options(section: str, cls: typ
     command = [sys.executable, "-m", "slmreason.cli", "fit", f"--{section}.help", cls.__name__]
     environ = os.environ | {"COLUMNS": "1000"}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=True)
-    assert "Completions that are decoded side by side. (type: int, default: 256)" in done.stdout
+    assert "Completions that are decoded side by side. (a whole number; default: 256)" in done.stdout
     assert "--teacher.prompts" in done.stdout or "--rollout.placement" in done.stdout
 
 
