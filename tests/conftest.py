@@ -21,6 +21,19 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run the tests that are marked long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips the long tests, where neither `--long` nor `-m` asks for them."""
+    if config.option.long or "long" in config.option.markexpr:
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes long; --long runs it"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Public datasets, beside the checkout or where SLMREASON_DATA says; tests that need them skip without."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -28,6 +29,11 @@ SMALL = [
 ONE = ["--trainer.devices=1", "--trainer.accumulate_grad_batches=2", "--grpo.prompts_per_step=4"]
 TWO = ["--trainer.devices=2", "--grpo.prompts_per_step=8"]
 LORA = ["--student.lora.r=8", "--grpo.kl=0.01"]
+
+
+def long(*values: Any, **options: Any) -> Any:
+    """A set of parameters whose test takes long, beside one that does not."""
+    return pytest.param(*values, marks=pytest.mark.long, **options)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from slmreason.records import Example
 from slmreason.run.tree import load_tree
 from slmreason.student import EMBEDDED, Student
 from slmreason.student.packing import collate, without_targets
-from tests.runs import LORA, ONE, SMALL, TWO, Run, command
+from tests.runs import LORA, ONE, SMALL, TWO, Run, command, long
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def assert_same_run(ours: Run, theirs: Run, atol: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [long("ddp"), "fsdp"])
 def test_two_processes_equal_one_with_the_same_global_batch(runs: Any, strategy: str) -> None:
     one = runs("one", *ONE)
     two = runs(
@@ -75,6 +75,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(runs: Any, strategy:
     assert all(path.is_file() for path in (two.folder / "resume").glob("*.ckpt"))  # whole, sharded or not
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_lora_with_a_kl_term_and_model_parallel_strategy_equal_one_process(runs: Any) -> None:
     one = runs("one-lora", *ONE, *LORA)
@@ -94,7 +95,7 @@ def test_two_processes_draw_and_refill_as_one_does(runs: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["handover", "sft_gate", "chord"])
+@pytest.mark.parametrize("kind", ["handover", long("sft_gate"), long("chord")])
 def test_two_processes_rescue_as_one_does(runs: Any, kind: str) -> None:
     """Some steps have fewer hand-overs or traces than processes, and each process has another number of them."""
     flags = ["--curriculum.stages=[sft, grpo]", "--sft.epochs=1", "--sft.learning_rate=1e-5", "--data.routing=all",
@@ -115,6 +116,7 @@ def rescued_shares(run: Run) -> list[float]:
         return [float(row["grpo/rescue/rescued"]) for row in csv.DictReader(file) if row.get("grpo/rescue/rescued")]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_frozen_reference_is_sharded_too(runs: Any) -> None:
     stages = ["--curriculum.stages=[grpo]", "--grpo.kl=0.5", "--grpo.updates_per_batch=2"]
@@ -126,7 +128,7 @@ def test_a_frozen_reference_is_sharded_too(runs: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "kept_in"), [("bf16-true", torch.bfloat16), ("bf16-mixed", torch.float32)])
+@pytest.mark.parametrize(("precision", "kept_in"), [("bf16-true", torch.bfloat16), long("bf16-mixed", torch.float32)])
 def test_sharded_low_precision_accumulation_clipping_and_checkpointing_run_together(
     runs: Any, precision: str, kept_in: torch.dtype
 ) -> None:
@@ -143,6 +145,7 @@ def test_sharded_low_precision_accumulation_clipping_and_checkpointing_run_toget
     assert 1e-3 < max(moved) < 0.5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_equal_one_in_half_precision_too(runs: Any) -> None:
     """A rate at which bfloat16 weights without float32 copies hardly move."""
@@ -165,6 +168,7 @@ def trained(run: Run) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_stratify_and_test_share_the_work(tmp_path: Path) -> None:
     results = []

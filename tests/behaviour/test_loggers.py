@@ -268,6 +268,7 @@ KILLED = ["--run_dir=run", "--curriculum.checkpoint.every_n_steps=1", "--trainer
           "--grpo.prompts_per_step=2"]  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_goes_on_with_its_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one that never was: what the killed processes had logged beyond their checkpoints is left out."""
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):

@@ -44,6 +44,7 @@ def assert_no_path(text: str, *more: Path) -> None:
         assert f"{path}/" not in text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_section_runs_and_passes_or_says_why_not(tmp_path: Path) -> None:
     done = run(tmp_path, "--device", "cpu", "--out", str(tmp_path))

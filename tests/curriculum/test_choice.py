@@ -194,6 +194,7 @@ def test_a_stage_that_does_no_harm_hands_on_what_it_has_made(tmp_path: Path) -> 
     assert best.rows("ledger.jsonl") == last.rows("ledger.jsonl")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_is_cut_off_chooses_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = [*FIT, *RUINOUS, "--curriculum.stages=[sft,grpo]", "--curriculum.checkpoint.every_n_steps=1",

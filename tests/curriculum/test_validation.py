@@ -176,6 +176,7 @@ def test_a_metric_that_no_validation_logs_cannot_be_watched(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_is_cut_off_where_it_was_validated_goes_on_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -198,6 +199,7 @@ def test_a_run_that_is_cut_off_where_it_was_validated_goes_on_bit_by_bit(
             assert logged(Run(cut, ""), stage, name) == logged(Run(whole, ""), stage, name)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_validate_to_the_numbers_of_one(tmp_path: Path, strategy: str) -> None:

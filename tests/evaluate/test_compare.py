@@ -195,6 +195,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, result.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_arm_stops_at_the_budget(compared: tuple[Path, str]) -> None:
     out, printed = compared
@@ -220,6 +221,7 @@ def test_every_arm_stops_at_the_budget(compared: tuple[Path, str]) -> None:
     assert steps
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_is_done_is_not_done_again_and_what_was_cut_off_goes_on(compared: tuple[Path, str]) -> None:
     out, _ = compared

@@ -283,6 +283,7 @@ def test_a_run_is_measured_where_its_tokens_pass_a_budget_and_trains_as_without(
     assert "Accuracy against tokens" not in write_report(plain.folder).read_text()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("often", [[], ["--curriculum.checkpoint.every_n_steps=1"]], ids=["from-the-stage", "within"])
 def test_a_run_that_is_cut_off_goes_on_to_the_same_curve(
@@ -344,6 +345,7 @@ def test_a_budget_that_is_not_reached_is_said(tmp_path: Path, capsys: pytest.Cap
     assert "tokens, before 90000000" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_compares_curves(tmp_path: Path) -> None:
     args = ["compare", *FIT, "--curriculum.budgets=[2000,6000]", "--arms=[ours,base]", "--seeds=1",

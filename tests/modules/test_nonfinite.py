@@ -33,7 +33,7 @@ from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Lora, Student
 from slmreason.verify.rewards import AnswerReward
 from tests.modules.test_modules import QUIET, Prompts, solution_examples
-from tests.runs import SMALL, TWO, command
+from tests.runs import SMALL, TWO, command, long
 
 State = tuple[list[Tensor], dict[str, Any]]
 
@@ -277,7 +277,7 @@ POISON = "--trainer.callbacks+=tests.modules.test_nonfinite.Poisons"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", long("fsdp")])
 def test_all_processes_skip_what_one_of_them_found(
     strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +293,7 @@ def test_all_processes_skip_what_one_of_them_found(
     assert [float(value) for value in rows][:3] == [0, 1, 1]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_several_processes_stop_together_with_the_batches_of_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -88,6 +88,7 @@ def test_steps_alone_ask_once_and_say_what_it_would_cost(tmp_path: Path, capsys:
     assert rows(tmp_path / "one.jsonl") == rows(tmp_path / "three.jsonl")
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_looks_for_the_teacher_where_it_needs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_run_that_goes_on_looks_for_the_teacher_where_it_needs_it(
     assert listed == server.listed == 1
 
 
+@pytest.mark.long
 def test_of_two_processes_one_asks_and_both_bridge(tmp_path: Path) -> None:
     brain = true_brain(make_problems("chain", "train", 32))
     with ScriptedServer(brain) as server:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slmreason.cli import main
-from tests.runs import command
+from tests.runs import command, long
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +54,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, long(1), 3])
 def test_any_number_of_workers_gives_the_same_run(reference: dict[str, bytes], tmp_path: Path, workers: int) -> None:
     """And the process's own past does not matter: the tests before this one have drawn and trained in it."""
     folder = tmp_path / "elsewhere" / f"workers-{workers}"

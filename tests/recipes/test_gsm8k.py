@@ -12,6 +12,7 @@ from slmreason.cli import main
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_all_7473_problems_are_read_and_a_student_that_solves_nothing_is_told_so(
     real_data: Path, random_qwen2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,7 @@ def test_grpo_lifts_the_mean_reward_of_medium_problems_from_its_own_samples() ->
     assert after > before + 0.08, (before, after)
 
 
+@pytest.mark.long
 def test_cft_lowers_the_loss_on_held_out_critiques(student: Student) -> None:
     teacher, reward, settings = ProceduralTeacher(), AnswerReward(), CritiqueSettings()
     pool = make_problems("chain", "train", 120, (4, 5, 6))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from slmreason.embedded.families import make_problems, rebuild
 from tests.models import make_checkpoint
-from tests.runs import command
+from tests.runs import command, long
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def gsm8k_like(path: Path, split: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, long(2)])
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 def test_recipe_runs_end_to_end(recipe: str, devices: int, tmp_path: Path) -> None:
     """One device: LoRA as the recipe has it. Several: all weights, sharded, by the overlay."""

@@ -18,7 +18,7 @@ from slmreason.cli import main
 from slmreason.cli.runs import program
 from slmreason.curriculum.resume import checkpoints, newest_checkpoint
 from slmreason.run.folder import lock_folder
-from tests.runs import ONE, ROOT, SMALL, TWO, command, pool_with_traces
+from tests.runs import ONE, ROOT, SMALL, TWO, command, long, pool_with_traces
 
 pytestmark = pytest.mark.slow
 OFTEN = "--curriculum.checkpoint.every_n_steps=1"
@@ -33,6 +33,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return digest(folder)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1500)  # it starts some twenty runs, one after another
 def test_many_kills_at_every_kind_of_moment_leave_the_same_run(tmp_path: Path) -> None:
     out = tmp_path / "faults.json"
@@ -51,8 +52,8 @@ def test_many_kills_at_every_kind_of_moment_leave_the_same_run(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "processes",
-    [["--student.lora.r=8", *ONE], [*TWO, "--trainer.strategy=fsdp", "--sft.loss=psft"],
-     [*TWO, "--trainer.strategy=ddp"], [*TWO, "--trainer.strategy=fsdp", "--trainer.precision=bf16-true"]],
+    [["--student.lora.r=8", *ONE], long([*TWO, "--trainer.strategy=fsdp", "--sft.loss=psft"]),
+     long([*TWO, "--trainer.strategy=ddp"]), long([*TWO, "--trainer.strategy=fsdp", "--trainer.precision=bf16-true"])],
     ids=["one", "fsdp-psft", "ddp", "half-fsdp"],
 )  # fmt: skip
 def test_several_processes_go_on_together(
@@ -81,7 +82,7 @@ def test_several_processes_go_on_together(
     assert not list(tmp_path.glob("cut-*"))
 
 
-@pytest.mark.parametrize("processes", [ONE, [*TWO, "--trainer.strategy=fsdp"]], ids=["one", "two"])
+@pytest.mark.parametrize("processes", [long(ONE), [*TWO, "--trainer.strategy=fsdp"]], ids=["one", "two"])
 def test_sigterm_in_a_fit_saves_and_leaves_with_143(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: list[str]
 ) -> None:
@@ -100,6 +101,7 @@ def test_sigterm_in_a_fit_saves_and_leaves_with_143(
     assert f"going on in round 1 sft, epoch 1: {newest.name}" in " ".join(done.stdout.split())
 
 
+@pytest.mark.long
 def test_a_fit_that_draws_its_problems_goes_on_in_the_middle_of_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +123,7 @@ def test_a_fit_that_draws_its_problems_goes_on_in_the_middle_of_an_epoch(
     assert differing(digest(cut), digest(whole)) == []
 
 
+@pytest.mark.long
 def test_a_run_that_predicts_rho_goes_on_and_shows_what_that_came_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +154,7 @@ def test_a_run_that_predicts_rho_goes_on_and_shows_what_that_came_to(
     assert differing(digest(cut), digest(whole)) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["handover", "chord"])
 def test_a_fit_that_rescues_goes_on_in_the_middle_of_an_epoch(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -175,6 +179,7 @@ def test_a_fit_that_rescues_goes_on_in_the_middle_of_an_epoch(
     assert differing(digest(cut), digest(whole)) == []
 
 
+@pytest.mark.long
 def test_control_c_in_a_fit_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = ["fit", *SMALL, *ONE, OFTEN, "--trainer.callbacks+=tests.plugins.Dies", f"--run_dir={tmp_path / 'run'}",
             "--curriculum.stages=[sft]"]  # fmt: skip
@@ -192,6 +197,7 @@ def test_control_c_in_a_fit_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
     assert "going on in round 1 sft" in done.stdout
 
 
+@pytest.mark.long
 def test_sigterm_while_measuring_leaves_at_once_and_a_second_process_is_refused(
     tmp_path: Path, undisturbed: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,7 +225,7 @@ def test_sigterm_while_measuring_leaves_at_once_and_a_second_process_is_refused(
     assert differing(digest(run), undisturbed) == []
 
 
-@pytest.mark.parametrize("megabytes", [0.006, 2, 5])
+@pytest.mark.parametrize("megabytes", [long(0.006), 2, long(5)])
 def test_a_full_disk_ends_the_run_with_one_message_and_what_was_saved_whole(
     tmp_path: Path, undisturbed: dict[str, str], megabytes: float
 ) -> None:
@@ -241,6 +247,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_what_was_saved_whole(
     assert differing(digest(run), undisturbed) == []
 
 
+@pytest.mark.long
 def test_a_torn_checkpoint_is_passed_over_and_old_ones_are_removed(
     tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -304,6 +311,7 @@ def command_in(output: str) -> list[str]:
     return [program_name, *rest]
 
 
+@pytest.mark.long
 def test_auto_goes_on_with_the_newest_unfinished_run_of_this_config(
     tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,6 +338,7 @@ def test_auto_goes_on_with_the_newest_unfinished_run_of_this_config(
     assert not (tmp_path / "run-4").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["run", 'a run\'s "folder" $HOME'])
 def test_the_command_that_is_printed_goes_on_when_time_is_up(
     tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str
@@ -359,6 +368,7 @@ def test_a_run_that_crashes_says_how_it_goes_on(tmp_path: Path) -> None:
     assert done.stdout.rstrip().endswith(f"what has been done is kept, go on with: {program()} fit --resume {run}")
 
 
+@pytest.mark.long
 def test_a_budget_of_tokens_that_is_spent_may_grow(tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = command("fit", *SMALL, "--trainer.devices=1", f"--run_dir={run}", "--curriculum.max_tokens=8000")

@@ -104,6 +104,7 @@ def test_processes_that_do_not_end_are_killed(caplog: pytest.LogCaptureFixture) 
     assert f"process {processes[0].pid} did not end within 0.5 s of SIGTERM: killed" in caplog.text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_others_wait_longer_for_a_slow_first_process_than_their_group_would(tmp_path: Path) -> None:
     script = tmp_path / "slow.py"
@@ -146,6 +147,7 @@ def test_the_others_wait_longer_for_a_slow_first_process_than_their_group_would(
     assert "the first group keeps the user's timeout" in done.stdout
 
 
+@pytest.mark.long
 def test_the_first_process_has_time_to_end_when_another_has_failed() -> None:
     """Lightning's observer looks every five seconds; what the first process says at its end must not be cut off."""
     works = """

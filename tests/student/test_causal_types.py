@@ -17,6 +17,7 @@ from slmreason.student import Student
 from slmreason.student.bundles import Bundle, alone
 from slmreason.student.packing import collate_bundles
 from tests.causal_types import NOT_MADE, VOCABULARY, make_model
+from tests.runs import long
 
 QUICK = (
     "bert", "bloom", "falcon_mamba", "gemma2", "gemma4_text", "gpt2", "granitemoehybrid", "jamba", "llama", "mistral",
@@ -34,7 +35,7 @@ logging.disable_progress_bar()
 
 def kinds() -> list[object]:
     every = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(NOT_MADE))
-    return [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in every]
+    return [kind if kind in QUICK else long(kind) for kind in every]
 
 
 def sequence(length: int, generator: torch.Generator) -> tuple[int, ...]:

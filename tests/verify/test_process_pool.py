@@ -598,6 +598,7 @@ def fuzz(texts: list[str], gold: str) -> None:
     )
 
 
+@pytest.mark.long
 def test_ten_thousand_texts_get_a_verdict_each_in_time() -> None:
     assert FUZZ(problem(ROOT), boxed(SAME_ROOT)).correct
     graded_texts.clear()
