@@ -6,7 +6,8 @@ The pool is probed in its order until so many hard problems are found (rho below
 them, with the dataset's solutions alone: one greedy hand-over at one half (`greedy`), and hand-overs searched for with
 what is left rationalised (`sampled`). Beside each kind of candidate stands for how many problems one passed; `served`
 are problems with a verified candidate that is not the raw trace, `served_by_sampling` those of them that have no right
-rollout in the probe. `share` is the tokens sampled over those of the probe of the same problems.
+rollout in the probe. `share` is the tokens sampled over those of the probe of the same problems. `--traces` keeps what
+was chosen beside the raw traces, for `python -m benchmarks.bridged`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.common import quiet, save, timed
+from benchmarks.sft import DType
 from slmreason.data.sources import load_problems
 from slmreason.embedded.families import rebuild, write_solution
 from slmreason.records import BridgeResult, Evidence, Problem, Provenance, Trace
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
-from slmreason.student import Student
+from slmreason.run.files import write_records
+from slmreason.student import Lora, Student
 from slmreason.supervision.bridge import Bridge, Material
 from slmreason.supervision.settings import BridgeSettings
 from slmreason.teacher.dataset import TraceTeacher
@@ -61,6 +64,35 @@ def with_solution(problem: Problem) -> Problem:
         return problem
     steps = [f"So {step.text}" for step in rebuild(problem.id).steps]
     return replace(problem, trace=write_solution(steps, problem.answer))
+
+
+def student_of(name: str, dtype: DType, lora: Lora | None = None) -> Student:
+    """A student that is asked as it was trained to be: the embedded ones without an instruction."""
+    if name.startswith("embedded:"):
+        return Student(name, dtype=dtype, lora=lora, instruction="")
+    return Student(name, dtype=dtype, lora=lora)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What the Bridge chose for a problem, beside the trace that came with it."""
+
+    problem_id: str
+    raw: str | None
+    """None where it did not pass the checks."""
+    chosen: str | None
+    provenance: Provenance | None
+
+    @classmethod
+    def of(cls, result: BridgeResult) -> Pair:
+        raw = [c.trace.text for c in result.candidates if c.trace.provenance == "teacher" and c.rejected is None]
+        chosen = result.chosen
+        return cls(
+            result.problem.id,
+            raw[0] if raw else None,
+            chosen.text if chosen else None,
+            chosen.provenance if chosen else None,
+        )
 
 
 def probe(student: Student, pool: Sequence[Problem], options: argparse.Namespace) -> Probe:
@@ -118,13 +150,11 @@ def main() -> None:
     parser.add_argument("--handover_samples", type=int, default=2)
     parser.add_argument("--rationalise", type=int, default=2)
     parser.add_argument("--max_sampled_tokens", type=int, default=200)
+    parser.add_argument("--traces", type=Path, help="where to keep the traces that `sampled` chose")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     quiet()
-    if options.student.startswith("embedded:"):
-        student = Student(options.student, dtype=options.dtype, instruction="")
-    else:
-        student = Student(options.student, dtype=options.dtype)
+    student = student_of(options.student, options.dtype)
     student.to(options.device)
     pool = [with_solution(problem) for problem in load_problems(options.data).problems]
     measured = probe(student, pool, options)
@@ -154,6 +184,8 @@ def main() -> None:
         )
         rows.append(row_of(name, results, measured, student.tokens.sampled - before, seconds))
         print(rows[-1], flush=True)
+        if name == "sampled" and options.traces is not None:
+            write_records(options.traces, map(Pair.of, results))
     save(options.out, rows)
 
 
