@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--steps", nargs="+", choices=["GRPO", "SFT"], default=["GRPO", "SFT"])
     parser.add_argument("--tokens", type=int, default=256, help="completion tokens of GRPO")
+    parser.add_argument("--sides", nargs="+", choices=["ours", "trl"], default=["ours", "trl"])
     parser.add_argument("--data", help="GSM8K's train.jsonl or train.jsonl.gz")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
@@ -44,10 +45,11 @@ def main() -> None:
             "GRPO": lambda side: side(folder, setting, PeakMeter),
             "SFT": lambda side: side(folder, pairs, 2, options.device, PeakMeter, options.dtype, lora=options.lora),
         }
+        sources = {"GRPO": grpo, "SFT": sft}
         for kind in options.steps:
             make = kinds[kind]
-            sides = {"GRPO": (grpo.Ours, grpo.Theirs), "SFT": (sft.Ours, sft.Theirs)}[kind]
-            found = {name: list(make(side)()) for name, side in zip(("ours", "trl"), sides, strict=True)}
+            makers: dict[str, Any] = {"ours": sources[kind].Ours, "trl": sources[kind].Theirs}
+            found = {name: list(make(makers[name])()) for name in options.sides}
             model = f"{Path(options.shape).name}, vocabulary {VOCABULARY}"
             row = {"step": kind, "model": model, "lora": options.lora, "unit": "bytes",
                    **compared(found)}  # fmt: skip
