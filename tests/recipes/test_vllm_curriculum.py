@@ -70,6 +70,7 @@ def test_the_curriculum_goes_as_with_transformers(tmp_path: Path) -> None:
         assert 0 < max(mismatch) < 1e-3
 
 
+@pytest.mark.long
 def test_where_vllm_runs_and_how_many_processes_train_makes_no_difference(tmp_path: Path) -> None:
     runs = {
         "worker": [*ONE, f"--rollout={VLLM}"],
