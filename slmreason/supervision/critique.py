@@ -5,6 +5,7 @@ Written against the teacher protocol; what the teacher says is verified here, an
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,11 @@ from slmreason.supervision.checks import NO_NEW_TRACE, NO_REPAIR, diagnosis_faul
 from slmreason.supervision.templates import template
 from slmreason.supervision.written import count_written
 from slmreason.teacher.base import Teacher
+from slmreason.teacher.procedural import split_steps
 from slmreason.verify.rewards import RewardFn, read_answer
+
+OWN_NUMBER = re.compile(r"[\W_]*(step\s*\d|\d+[.):](?!\d))", re.IGNORECASE)
+"""How a line begins that has a number of its own: `3.`, `3)`, `**Step 3**`."""
 
 
 @dataclass
@@ -57,6 +62,17 @@ def prefix_before(attempt: str, wrong_step: int) -> str | None:
                 return attempt[:position]
         position += len(line)
     return None
+
+
+def named_step(attempt: str, wrong_step: int) -> str:
+    """What a diagnosis calls a step: `Step 3` where each line is a step, else `The step "34 - 24 = 20"`.
+
+    A reader counts the steps of a list by the list's own numbers, and would take the fourth line for another step.
+    """
+    lines = split_steps(attempt)
+    if any(OWN_NUMBER.match(line) or not re.search(r"\w", line) for line in lines):
+        return f'The step "{lines[wrong_step - 1]}"'
+    return f"Step {wrong_step}"
 
 
 @dataclass
@@ -189,7 +205,7 @@ def _render(kind: CritiqueKind, record: Critique, student: Student) -> tuple[tup
         "question": problem.whole_question,
         "attempt": record.attempt,
         "prefix": record.prefix.rstrip(),
-        "wrong_step": record.diagnosis.wrong_step,
+        "step": named_step(record.attempt, record.diagnosis.wrong_step),
         "explanation": record.diagnosis.explanation,
         "verdict": record.diagnosis.verdict,
     }

@@ -14,6 +14,7 @@ from slmreason.supervision.critique import (
     CritiqueSettings,
     capped,
     critique_examples,
+    named_step,
     pick_attempts,
     prefix_before,
 )
@@ -97,6 +98,21 @@ def test_prefix_before_keeps_the_text_to_the_letter() -> None:
     assert prefix_before("a \n\n b\nc", 3) == "a \n\n b\n"
     assert prefix_before("a", 1) == ""
     assert prefix_before("a", 2) is None
+
+
+@pytest.mark.parametrize(
+    ("attempt", "number", "name"),
+    [
+        ("12 - 5 = 7\n7 + 3.5 = 11", 2, "Step 2"),
+        ("3.5 + 1 = 4.5\n\n4.5 + 1 = 6", 2, "Step 2"),
+        ("Sam has 34.\n1. Sam sells 24:\n34 - 24 = 20\n2. Sam buys 36.", 3, 'The step "34 - 24 = 20"'),
+        ("1) 2 + 2 = 4\n2) 4 + 1 = 6", 2, 'The step "2) 4 + 1 = 6"'),
+        ("**Step 1:** 2 + 2 = 5\nso \\boxed{5}", 1, 'The step "**Step 1:** 2 + 2 = 5"'),
+        ("We sell them.\n\\[\n34 - 24 = 20\n\\]", 3, 'The step "34 - 24 = 20"'),
+    ],
+)  # fmt: skip
+def test_a_step_has_a_number_where_lines_are_steps_and_else_its_words(attempt: str, number: int, name: str) -> None:
+    assert named_step(attempt, number) == name
 
 
 def test_a_cap_takes_from_every_problem_in_turn() -> None:
