@@ -6,8 +6,8 @@ The pool is probed in its order until so many hard problems are found (rho below
 them, with the dataset's solutions alone: one greedy hand-over at one half (`greedy`), and hand-overs searched for with
 what is left rationalised (`sampled`). Beside each kind of candidate stands for how many problems one passed; `served`
 are problems with a verified candidate that is not the raw trace, `served_by_sampling` those of them that have no right
-rollout in the probe. `share` is the tokens sampled over those of the probe of the same problems. `--traces` keeps what
-was chosen beside the raw traces, for `python -m benchmarks.bridged`.
+rollout in the probe. `share` is the tokens sampled over those of the probe of the same problems. `--traces` keeps all
+candidates of `sampled` with their scores, for `python -m benchmarks.bridged`.
 """
 
 from __future__ import annotations
@@ -73,28 +73,6 @@ def student_of(name: str, dtype: DType, lora: Lora | None = None) -> Student:
     return Student(name, dtype=dtype, lora=lora)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """What the Bridge chose for a problem, beside the trace that came with it."""
-
-    problem_id: str
-    raw: str | None
-    """None where it did not pass the checks."""
-    chosen: str | None
-    provenance: Provenance | None
-
-    @classmethod
-    def of(cls, result: BridgeResult) -> Pair:
-        raw = [c.trace.text for c in result.candidates if c.trace.provenance == "teacher" and c.rejected is None]
-        chosen = result.chosen
-        return cls(
-            result.problem.id,
-            raw[0] if raw else None,
-            chosen.text if chosen else None,
-            chosen.provenance if chosen else None,
-        )
-
-
 def probe(student: Student, pool: Sequence[Problem], options: argparse.Namespace) -> Probe:
     """Measures the pool in its order until there are enough hard problems."""
     sampling = Sampling(options.tokens, seed=options.seed, with_log_probs=False)
@@ -150,7 +128,7 @@ def main() -> None:
     parser.add_argument("--handover_samples", type=int, default=2)
     parser.add_argument("--rationalise", type=int, default=2)
     parser.add_argument("--max_sampled_tokens", type=int, default=200)
-    parser.add_argument("--traces", type=Path, help="where to keep the traces that `sampled` chose")
+    parser.add_argument("--traces", type=Path, help="where to keep the candidates of `sampled`")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     quiet()
@@ -185,7 +163,7 @@ def main() -> None:
         rows.append(row_of(name, results, measured, student.tokens.sampled - before, seconds))
         print(rows[-1], flush=True)
         if name == "sampled" and options.traces is not None:
-            write_records(options.traces, map(Pair.of, results))
+            write_records(options.traces, results)
     save(options.out, rows)
 
 

@@ -3,10 +3,11 @@
     python -m benchmarks.bridge --student FOLDER --data FILE --problems 64 --traces traces.jsonl
     python -m benchmarks.bridged --student FOLDER --data FILE --traces traces.jsonl --seeds 1 2
 
-Trained are the problems for which the Bridge chose a trace and whose raw trace passes its checks, so both arms have the
-same problems; where it chose the raw one they have the same trace too (`differ` counts the others). Each arm and seed
-begins with the student as it is. Rho is sampled on the last `--held_out` problems of the file, none of which was
-trained on, with the same draws for all arms. Intervals are by a bootstrap over problems and seeds.
+`chosen` is what the Bridge chooses with `bridge.raw: last`, or as `--raw` says. Trained are the problems of which there
+is such a trace and whose raw one passes its checks, so both arms have the same problems; where the raw one is chosen
+they have the same trace too (`differ` counts the others). Each arm and seed begins with the student as it is. Rho is
+sampled on the last `--held_out` problems of the file, none of which was trained on, with the same draws for all arms.
+Intervals are by a bootstrap over problems and seeds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +25,47 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from benchmarks.bridge import Pair, student_of, with_solution
+from benchmarks.bridge import student_of, with_solution
 from benchmarks.common import adapters, quiet, save
 from slmreason.data.batches import PackedDataset
 from slmreason.data.sources import load_problems
 from slmreason.evaluate.bootstrap import Estimate, estimate, resampled
 from slmreason.modules.settings import SFTSettings
 from slmreason.modules.sft import SFTModule
-from slmreason.records import Evidence, Example, Problem
+from slmreason.records import BridgeResult, Evidence, Example, Problem
 from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
 from slmreason.run.files import read_records
 from slmreason.student import Student
 from slmreason.student.packing import plan_batches
+from slmreason.supervision.bridge import most_learnable
+from slmreason.supervision.settings import BridgeSettings
 from slmreason.verify.rewards import AnswerReward
 
 ARMS = ("chosen", "raw")
 Rates = NDArray[np.float64]
 """Rho of each held-out problem. [problems]"""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A problem with the trace that came with it, and what is chosen."""
+
+    problem: Problem
+    raw: str
+    chosen: str
+
+
+def pairs_of(results: Sequence[BridgeResult], settings: BridgeSettings) -> list[Pair]:
+    """Chosen anew among the candidates; a problem whose raw trace did not pass, or that has none, is left out."""
+    pairs = []
+    for result in results:
+        raw = [c.trace.text for c in result.candidates if c.trace.provenance == "teacher" and c.rejected is None]
+        chosen = most_learnable(result.candidates, settings)
+        if raw and chosen is not None:
+            pairs.append(Pair(result.problem, raw[0], chosen.text))
+    return pairs
 
 
 def rates_of(student: Student, problems: Sequence[Problem], options: argparse.Namespace) -> tuple[Rates, float]:
@@ -80,6 +104,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", default="embedded:chain/train?count=64&difficulty=5,6")
     parser.add_argument("--traces", type=Path, required=True, help="what benchmarks.bridge kept")
+    parser.add_argument("--raw", choices=["last", "compared"], default="last", help="bridge.raw")
     parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0 trains all weights")
     parser.add_argument("--learning_rate", type=float, default=2e-5)
     parser.add_argument("--epochs", type=int, default=1)
@@ -92,13 +117,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     quiet()
-    pool = {problem.id: with_solution(problem) for problem in load_problems(options.data).problems}
-    pairs = [pair for pair in read_records(options.traces, Pair) if pair.raw and pair.chosen]
-    problems = [pool[pair.problem_id] for pair in pairs]
-    held_out = list(pool.values())[-options.held_out :]
-    if both := {problem.id for problem in problems} & {problem.id for problem in held_out}:
+    pool = [with_solution(problem) for problem in load_problems(options.data).problems]
+    pairs = pairs_of(read_records(options.traces, BridgeResult), BridgeSettings(raw=options.raw))
+    held_out = pool[-options.held_out :]
+    if both := {pair.problem.id for pair in pairs} & {problem.id for problem in held_out}:
         parser.error(f"--held_out: {len(both)} of the last {options.held_out} problems of --data are trained on")
-    texts = {"chosen": [pair.chosen or "" for pair in pairs], "raw": [pair.raw or "" for pair in pairs]}
+    problems = [pair.problem for pair in pairs]
+    texts = {"chosen": [pair.chosen for pair in pairs], "raw": [pair.raw for pair in pairs]}
     differ = sum(pair.raw != pair.chosen for pair in pairs)
     print(f"{len(pairs)} problems to train on, {differ} with another trace, {len(held_out)} held out", flush=True)
 

@@ -267,6 +267,8 @@ def most_learnable(candidates: Sequence[BridgeCandidate], settings: BridgeSettin
     passed = [candidate.trace for candidate in candidates if candidate.rejected is None]
     if not passed or not settings.select:
         return passed[0] if passed else None
+    if settings.raw == "last":
+        passed = [trace for trace in passed if trace.provenance != "teacher"] or passed
     scored = [(trace, trace.learnability) for trace in passed if trace.learnability is not None]
     within = [(trace, scores) for trace, scores in scored if scores.mean_nll <= settings.max_mean_nll]
     if not within:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from slmreason.records import Band
 
@@ -15,6 +16,10 @@ class BridgeSettings:
     """Problems of these bands are bridged; in SFT the others have their raw teacher trace."""
     select: bool = True
     """Choose among raw, rewritten and handed-over traces; false trains on the raw trace (a control)."""
+    raw: Literal["compared", "last"] = "compared"
+    """`compared` chooses the raw trace where it is the most learnable; `last` only where no other passed. What a
+    student would never write itself has a high surprisal, so that of a real one the raw trace's ratio is often the
+    lowest, however much better the student knows what it was sampled for."""
     handover: bool = True
     """Propose the teacher's first steps followed by the student's own continuation."""
     handover_share: float = 0.5
@@ -60,6 +65,8 @@ class BridgeSettings:
             raise ValueError(f"bridge.temperature must be above 0 (equal samples add nothing), got {self.temperature}")
         if self.max_sampled_tokens is not None and self.max_sampled_tokens < 1:
             raise ValueError(f"bridge.max_sampled_tokens must be at least 1, got {self.max_sampled_tokens}")
+        if self.raw == "last" and not self.select:
+            raise ValueError("bridge.raw: last does nothing with bridge.select: false, which takes the raw trace alone")
         if self.handover_search and not self.handover:
             raise ValueError("bridge.handover_search: true does nothing with bridge.handover: false")
 

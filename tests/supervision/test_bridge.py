@@ -9,11 +9,11 @@ import pytest
 
 from slmreason.curriculum.sets import NO_CANDIDATE, without_trace
 from slmreason.embedded.families import make_problems, rebuild
-from slmreason.records import Exemplar, Fault, Problem, Trace
+from slmreason.records import BridgeCandidate, Exemplar, Fault, Learnability, Problem, Trace
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
-from slmreason.supervision.bridge import Bridge, Material
+from slmreason.supervision.bridge import Bridge, Material, most_learnable
 from slmreason.supervision.settings import BridgeSettings
 from slmreason.teacher.dataset import TraceTeacher
 from slmreason.teacher.procedural import ProceduralTeacher
@@ -109,6 +109,32 @@ def test_a_trace_known_by_heart_is_not_trained_on(student: Student) -> None:
             assert rejected.rejected.kind == "known by heart"
         else:
             assert after == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "passed", "chosen"),
+    [
+        (BridgeSettings(), {"teacher", "handover", "self"}, "teacher"),
+        (BridgeSettings(raw="last"), {"teacher", "handover", "self"}, "handover"),
+        (BridgeSettings(raw="last"), {"teacher", "self"}, "self"),
+        (BridgeSettings(raw="last"), {"teacher"}, "teacher"),
+        (BridgeSettings(raw="last", max_mean_nll=0.2), {"teacher", "handover", "self"}, "self"),
+    ],
+)
+def test_a_raw_trace_may_be_the_last_resort(settings: BridgeSettings, passed: set[str], chosen: str) -> None:
+    """The raw trace has the lowest ratio, the student's own solution the highest, as on a real student."""
+    scores = {"teacher": (3.6, 1.1), "handover": (5.0, 0.6), "self": (10.8, 0.1)}
+    candidates = [
+        BridgeCandidate(
+            Trace("p", name, name, Learnability(ratio, mean_nll, 50)),  # type: ignore[arg-type]
+            None if name in passed else Fault("final answer does not verify"),
+            num_steps=3,
+        )
+        for name, (ratio, mean_nll) in scores.items()
+    ]
+    found = most_learnable(candidates, settings)
+    assert found is not None
+    assert found.provenance == chosen
 
 
 def test_a_near_impossible_trace_is_the_last_resort(student: Student) -> None:

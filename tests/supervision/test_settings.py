@@ -16,6 +16,7 @@ from slmreason.supervision.settings import BridgeSettings
         ({"rationalise": -1}, "bridge.rationalise must be at least 0"),
         ({"temperature": 0.0}, "bridge.temperature must be above 0"),
         ({"max_sampled_tokens": 0}, "bridge.max_sampled_tokens must be at least 1"),
+        ({"select": False, "raw": "last"}, "bridge.raw: last does nothing"),
         ({"handover": False, "handover_search": True}, "bridge.handover_search: true does nothing"),
     ],
 )
