@@ -16,7 +16,7 @@ import argparse
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def rates_of(student: Student, problems: Sequence[Problem], options: argparse.Na
 def train(
     student: Student, problems: Sequence[Problem], traces: Sequence[str], options: argparse.Namespace, seed: int
 ) -> None:
-    """SFT as `configs/gsm8k-cpu.yaml` has it."""
+    """SFT with the warm-up, the decay and the clipping of `configs/gsm8k-cpu.yaml`."""
     L.seed_everything(seed, verbose=False)
     examples = [
         Example(student.encode_problem(problem), student.encode_target(trace), problem.id, "teacher")
@@ -124,6 +124,8 @@ def main() -> None:
         parser.error(f"--held_out: {len(both)} of the last {options.held_out} problems of --data are trained on")
     problems = [pair.problem for pair in pairs]
     texts = {"chosen": [pair.chosen for pair in pairs], "raw": [pair.raw for pair in pairs]}
+    if not pairs:
+        parser.error(f"--traces: no problem of {options.traces} has a raw trace that passed, and a chosen one")
     differ = sum(pair.raw != pair.chosen for pair in pairs)
     print(f"{len(pairs)} problems to train on, {differ} with another trace, {len(held_out)} held out", flush=True)
 
@@ -160,7 +162,7 @@ def intervals(rates: dict[str, list[Rates]], base: Rates) -> dict[str, Any]:
         found[f"{first} - {second}"] = estimate(means[first] - means[second], draws[first] - draws[second])
     for name, each in found.items():
         print(f"{name}: {each.signed() if '-' in name else each}")
-    return {name: {"mean": each.mean, "low": each.low, "high": each.high} for name, each in found.items()}
+    return {name: asdict(each) for name, each in found.items()}
 
 
 if __name__ == "__main__":

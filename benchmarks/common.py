@@ -133,12 +133,12 @@ def alternate(sides: dict[str, Callable[[], Sequence[float]]], rounds: int) -> d
 
 
 def compared(found: dict[str, list[float]], ours: str = "ours", more_is_better: bool = False) -> dict[str, Any]:
-    """Medians, their spread, and how much better ours is than each of the others."""
+    """Medians, their spread, and how much better ours is than each of the others; no ratio where ours was left out."""
     medians = {name: statistics.median(values) for name, values in found.items()}
+    others = {name: median for name, median in medians.items() if name != ours and ours in medians}
     ratios = {
-        name: (medians[ours] / median if more_is_better else median / medians[ours])
-        for name, median in medians.items() if name != ours
-    }  # fmt: skip
+        name: medians[ours] / median if more_is_better else median / medians[ours] for name, median in others.items()
+    }
     spread = {name: [min(values), max(values)] for name, values in found.items()}
     return {"median": medians, "range": spread, "ratio": ratios, "measurements": {n: len(v) for n, v in found.items()}}
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bridge import with_solution
+from benchmarks.bridge import student_of, with_solution
 from benchmarks.common import quiet, save
 from slmreason.curriculum.predictor import scorable
 from slmreason.curriculum.settings import CERTAIN
@@ -172,8 +172,7 @@ def main() -> None:
     if options.attempts < 2:
         parser.error("--attempts must be at least 2: some rollouts tell whether the band by the others is right")
     quiet()
-    instruction: dict[str, Any] = {"instruction": ""} if options.student.startswith("embedded:") else {}
-    student = Student(options.student, dtype=options.dtype, **instruction)
+    student = student_of(options.student, options.dtype)
     student.to(options.device)
     everything = [with_solution(problem) for problem in load_problems(options.data).problems]
     traces = scorable(everything, {}, student, options.tokens)

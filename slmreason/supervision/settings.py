@@ -18,8 +18,8 @@ class BridgeSettings:
     """Choose among raw, rewritten and handed-over traces; false trains on the raw trace (a control)."""
     raw: Literal["compared", "last"] = "compared"
     """`compared` chooses the raw trace where it is the most learnable; `last` only where no other passed. What a
-    student would never write itself has a high surprisal, so that of a real one the raw trace's ratio is often the
-    lowest, however much better the student knows what it was sampled for."""
+    student would never write itself has a high surprisal, which lowers the ratio: a real student often has its lowest
+    ratio at the raw trace."""
     handover: bool = True
     """Propose the teacher's first steps followed by the student's own continuation."""
     handover_share: float = 0.5
