@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import math
 import reprlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -409,6 +410,11 @@ class Fault:
             kind, _, detail = rest.partition(": ")
             return cls(kind, detail, first)
         return cls(first, rest)
+
+
+def counted(kinds: Counter[str]) -> str:
+    """How often each kind was seen, the most frequent first: `too long (3), not verified (1)`."""
+    return ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from slmreason.cli.datasteps import (
     work_of,
 )
 from slmreason.cli.parts import load_data, place, traces_to_score
-from slmreason.curriculum.sets import without_trace
+from slmreason.curriculum.sets import traces_said
 from slmreason.curriculum.traces import TraceMaker
 from slmreason.curriculum.trainer import Processes
 from slmreason.data.identity import Identity, identity_of
@@ -69,7 +69,7 @@ def prepare(request: Request) -> Job:
         step.measure(traces)
         results = step.make(file)
         show(bridge_table(results))
-        log.info(without_trace(results))
+        log.info(traces_said(results))
         keep_rejects(out, teacher.drain_rejects())
         log.info("traces: %s; fit trains on them with --bridge.traces %s", out, out)
 

@@ -12,7 +12,7 @@ from slmreason.data.batches import PackedDataset, packed_batches
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.strata import Strata, acquisition_set, consolidation_set, still_unsolved
 from slmreason.modules.by_hand import prompt_batches
-from slmreason.records import Band, BridgeResult, Critique, CritiqueKind, Example, Place, Problem, Reject
+from slmreason.records import Band, BridgeResult, Critique, CritiqueKind, Example, Place, Problem, Reject, counted
 from slmreason.student import Student
 from slmreason.student.packing import PromptBatch
 from slmreason.supervision.critique import CritiqueSettings, capped, critique_examples
@@ -95,14 +95,18 @@ def _no_candidate(result: BridgeResult) -> str:
     return UNUSABLE if result.problem.trace else NO_CANDIDATE
 
 
-def without_trace(results: Sequence[BridgeResult]) -> str:
-    """How many problems have no trace to be trained on, and why: the fault of the first rejected candidate of each."""
-    none = [result for result in results if result.chosen is None]
-    if not none:
-        return f"traces: all {len(results)} problems have one"
-    reasons = Counter(_why_none(result) for result in none)
-    said = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-    return f"traces: {len(none)} of {len(results)} problems have none and are left out: {said}"
+def traces_said(results: Sequence[BridgeResult]) -> str:
+    """Who wrote the chosen traces, how many problems have none to be trained on, and why.
+
+    Why is the fault of the first rejected candidate of each.
+    """
+    writers = Counter(result.chosen.provenance for result in results if result.chosen is not None)
+    chosen = f" (chosen: {counted(writers)})" if writers else ""
+    reasons = Counter(_why_none(result) for result in results if result.chosen is None)
+    if not reasons:
+        return f"traces: all {len(results)} problems have one{chosen}"
+    none = f"{reasons.total()} of {len(results)} problems have none and are left out"
+    return f"traces: {none}: {counted(reasons)}{chosen}"
 
 
 def _why_none(result: BridgeResult) -> str:

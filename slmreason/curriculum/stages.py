@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from slmreason.callbacks import HarvestAllZeroGroups, RecordRollouts, Reprobe
 from slmreason.curriculum.parts import Parts
 from slmreason.curriculum.prober import Prober
-from slmreason.curriculum.sets import AcquisitionStage, ConsolidationStage, CritiqueStage, bridge_rejects, without_trace
+from slmreason.curriculum.sets import AcquisitionStage, ConsolidationStage, CritiqueStage, bridge_rejects, traces_said
 from slmreason.curriculum.settings import CurriculumSettings
 from slmreason.curriculum.state import Resumed, RunState
 from slmreason.curriculum.traces import TraceMaker
@@ -202,7 +202,7 @@ class SFTStage(Stage):
         append_records(folder.bridge, new)
         append_records(folder.rejects, bridge_rejects(new))
         if new and (is_first or any(result.chosen is None for result in new)):
-            log.info("%s, %s", change.place.label, without_trace(new))
+            log.info("%s, %s", change.place.label, traces_said(new))
 
 
 class GRPOStage(Stage):

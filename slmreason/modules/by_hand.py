@@ -15,7 +15,7 @@ from slmreason.data.order import DrawnBatch
 from slmreason.data.strata import Strata
 from slmreason.modules.settings import GRPOSettings
 from slmreason.modules.validation import ValidatedModule
-from slmreason.records import Example, Fault, Place, Problem
+from slmreason.records import Example, Fault, Place, Problem, counted
 from slmreason.rollout.engine import PromptLimit, prompt_limit
 from slmreason.student import Student
 from slmreason.student.packing import PromptBatch
@@ -109,7 +109,7 @@ class DatasetTraces:
         found = [example for problem in not_mastered(strata) if (example := self.example(problem)) is not None]
         rejected = Counter(fault.kind for fault in self.faults.values() if fault is not None)
         if rejected and len(self.checked) > known:
-            said = ", ".join(f"{fault} ({count})" for fault, count in rejected.most_common())
+            said = counted(rejected)
             log.info("traces: %d of %d problems have none to train on: %s", rejected.total(), len(self.checked), said)
         return found
 

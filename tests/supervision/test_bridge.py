@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from slmreason.curriculum.sets import NO_CANDIDATE, without_trace
+from slmreason.curriculum.sets import NO_CANDIDATE, traces_said
 from slmreason.embedded.families import make_problems, rebuild
 from slmreason.records import BridgeCandidate, Exemplar, Fault, Learnability, Problem, Trace
 from slmreason.rollout.engine import Sampling
@@ -189,10 +189,12 @@ def test_the_solution_that_came_with_a_problem_is_a_candidate_whoever_the_teache
     assert [result.chosen is None for result in results[2:]] == [True] * 3
     unusable = Fault("the dataset's solution cannot be used", "the block of thoughts never closes")
     assert results[3].candidates[0].rejected == unusable
-    said = without_trace(results)
+    said = traces_said(results)
     assert "3 of 5 problems have none and are left out: " in said
     for reason in ("final answer does not verify (1)", "the dataset's solution cannot be used (1)", NO_CANDIDATE):
         assert reason in said
+    assert said.endswith("(chosen: teacher (2))")
+    assert traces_said(results[:1]) == "traces: all 1 problems have one (chosen: teacher (1))"
 
 
 def test_a_teacher_is_asked_again_where_only_the_dataset_had_a_solution(student: Student) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from slmreason.modules.rescue.traces import VerifiedTraces
-from slmreason.records import Example, Fault, Problem, RolloutGroup
+from slmreason.records import Example, Fault, Problem, RolloutGroup, counted
 from slmreason.rollout.engine import Sampling
 from slmreason.run.progress import Watch
 from slmreason.student import Student
@@ -110,7 +110,7 @@ class Rescue(ABC):
         if self._has_said_without or not faults:
             return
         self._has_said_without = True
-        said = ", ".join(f"{kind} ({count})" for kind, count in Counter(fault.kind for fault in faults).most_common())
+        said = counted(Counter(fault.kind for fault in faults))
         log.info("grpo.rescue: %d of %d problems of this step have no trace to be rescued with: %s; SFT before, "
                  "bridge.traces or a data set with solutions gives them one. The share of later steps is logged as "
                  "grpo/rescue/without_trace", len(faults), wanted, said)  # fmt: skip
