@@ -100,13 +100,13 @@ def traces_said(results: Sequence[BridgeResult]) -> str:
 
     Why is the fault of the first rejected candidate of each.
     """
-    writers = Counter(result.chosen.provenance for result in results if result.chosen is not None)
+    writers: Counter[str] = Counter(result.chosen.provenance for result in results if result.chosen is not None)
     chosen = f" (chosen: {counted(writers)})" if writers else ""
     reasons = Counter(_why_none(result) for result in results if result.chosen is None)
     if not reasons:
         return f"traces: all {len(results)} problems have one{chosen}"
-    none = f"{reasons.total()} of {len(results)} problems have none and are left out"
-    return f"traces: {none}: {counted(reasons)}{chosen}"
+    said = counted(reasons)
+    return f"traces: {reasons.total()} of {len(results)} problems have none and are left out: {said}{chosen}"
 
 
 def _why_none(result: BridgeResult) -> str:
