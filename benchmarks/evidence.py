@@ -2,8 +2,8 @@
 
     python -m benchmarks.evidence --student qwen2 --seeds 1 2 3 --jobs 2 --out pilots/qwen2
 
-Each arm is run with each seed (`slmreason compare`, one thread a run), then `ours_new` with each of its keys off, with
-the first seed alone. What is done is not done again: the same command goes on. Tables of Markdown are printed, and
+Each arm is run with each seed (`slmreason compare`, one thread a run), then `ours_new` with each of its keys off and
+with each of the changes alone, with the first seed alone. What is done is not done again: the same command goes on. Tables of Markdown are printed, and
 written to OUT/evidence.md; all figures are in OUT/evidence.json. They are the share of a run's tokens that went into
 measuring outside GRPO, the share of GRPO's groups that were silent (all right or all wrong), and the accuracy at each
 budget with its 95 % interval. The arms are in benchmarks/pilots. What stands behind `--` goes to every run:
@@ -185,7 +185,7 @@ def table(rows: Sequence[Row], of: str, budgets: Sequence[int]) -> str:
 
 
 def written_arms(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Path]:
-    """Writes the arms that are not packaged: `ours_new`, the same without each of its keys, and controls.
+    """Writes the arms that are not packaged: `ours_new`, the same without each key or with a change, and controls.
 
     Args:
         recipe: `pilots/evidence-arms.yaml`.
@@ -194,6 +194,8 @@ def written_arms(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Path]:
     arms = {NEW: merged(settings, *keys.values())}
     for left_out in keys:
         arms[f"without_{left_out}"] = merged(settings, *(keys[name] for name in keys if name != left_out))
+    for name, change in recipe["changes"].items():
+        arms[f"with_{name}"] = merged(arms[NEW], change)
     for name, control in recipe["controls"].items():
         arms[name] = merged(yaml.safe_load(find_arm(control["arm"]).read_text()), control["overlay"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -219,14 +221,15 @@ def main() -> int:
     pilot = Pilot(options.student, options.seeds, options.budgets, options.jobs, out, options.extra)
     written = written_arms(out / "arms", recipe)
     arms = {name: written.get(name, Path(name)) for name in (NEW, *options.arms)}
-    off = {name: written[name] for name in (NEW, *(f"without_{key}" for key in options.without))}
+    altered = [f"without_{key}" for key in options.without] + [f"with_{name}" for name in options.changes]
+    one_seed = {name: written[name] for name in (NEW, *altered)}
     failed = pilot.compare(arms, options.seeds)
     if failed == 2:  # a mistake in what was asked
         return failed
     parts = {"arms": pilot.rows(list(arms), options.seeds)}
-    if len(off) > 1:
-        failed = max(failed, pilot.compare(off, options.seeds[:1]))
-        parts["one key off, one seed"] = pilot.rows(list(off), options.seeds[:1])
+    if altered:
+        failed = max(failed, pilot.compare(one_seed, options.seeds[:1]))
+        parts["one key off or changed, one seed"] = pilot.rows(list(one_seed), options.seeds[:1])
         pilot.compare(arms, options.seeds)  # runs nothing: its report and curves are those of the arms again
     text = ""
     for title, rows in parts.items():
@@ -247,13 +250,18 @@ def _parsed(recipe: Mapping[str, Any]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--arms", nargs="*", default=list(CONTROLS), help=f"beside {NEW}")
     parser.add_argument("--without", nargs="*", default=list(recipe["keys"]), help=f"keys of {NEW} to switch off alone")
+    parser.add_argument("--changes", nargs="*", default=list(recipe["changes"]), help=f"of {NEW}, each alone")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("extra", nargs="*", help="behind --, arguments of every run")
     options = parser.parse_args()
     if options.seeds != list(range(options.seeds[0], options.seeds[0] + len(options.seeds))):
         parser.error(f"--seeds: `slmreason compare` takes seeds that follow one another, got {options.seeds}")
-    if unknown := set(options.without) - set(recipe["keys"]):
-        parser.error(f"--without: {sorted(unknown)} are not among {list(recipe['keys'])}")
+    for flag, asked, known in (
+        ("--without", options.without, recipe["keys"]),
+        ("--changes", options.changes, recipe["changes"]),
+    ):
+        if unknown := set(asked) - set(known):
+            parser.error(f"{flag}: {sorted(unknown)} are not among {list(known)}")
     return options
 
 

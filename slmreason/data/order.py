@@ -8,6 +8,7 @@ groups, so that a draw sees what the steps before have shown.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -160,6 +161,8 @@ class Draws:
     """Key of the epoch."""
     last_drawn: dict[str, int] = field(default_factory=dict)
     """Step by problem id; without a cooldown of this epoch alone."""
+    times: Counter[str] = field(default_factory=Counter)
+    """How often each problem was drawn in this fit, by id."""
     _draws_in_step: int = 0
 
     def is_used_up(self, batch: DrawnBatch) -> bool:
@@ -182,13 +185,25 @@ class Draws:
         """Up to so many further ones within the step; none where nothing is left."""
         return self._draw(batch, self._ready(batch), count, posterior)
 
+    def describe(self) -> str:
+        """How many problems the fit has drawn, and how often the same one."""
+        most = max(self.times.values(), default=0)
+        return f"{self.times.total()} groups of {len(self.times)} problems, the same one up to {most} times"
+
     def state_dict(self) -> dict[str, Any]:
         last_drawn = dict(self.last_drawn)
-        return {"step": self.step, "epoch": self.epoch, "last_drawn": last_drawn, "order": self.order.state_dict()}
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "last_drawn": last_drawn,
+            "times": dict(self.times),
+            "order": self.order.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step, self.epoch = state["step"], state["epoch"]
         self.last_drawn = dict(state["last_drawn"])
+        self.times = Counter(state.get("times", {}))
         self.order.load_state_dict(state["order"])
 
     def _turn_to(self, batch: DrawnBatch) -> None:
@@ -226,4 +241,5 @@ class Draws:
                 f"is given, each once; it drew {', '.join(ids) or 'none'}"
             )
         self.last_drawn |= dict.fromkeys(ids, self.step)
+        self.times.update(ids)
         return drawn

@@ -56,6 +56,12 @@ class SamplingModule(StudentModule):
                  len(batch.problems), batch_idx, self.trainer.num_training_batches)  # fmt: skip
         return -1
 
+    def on_train_end(self) -> None:
+        """Says how often the same problems came back, where they may."""
+        super().on_train_end()
+        if self.draws is not None and self.comes_back:
+            log.info("grpo.cooldown %s: %s", self.draws.cooldown, self.draws.describe())
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         if self.draws is not None:

@@ -32,6 +32,7 @@ def test_each_arm_is_a_valid_overlay(arms: dict[str, Path]) -> None:
     assert made["without_order"].grpo.order == "random"
     assert made["without_share"].curriculum.probe.share is None
     assert made["without_order"].grpo.cooldown is None
+    assert (made["ours_new"].grpo.cooldown, made["with_cooldown"].grpo.cooldown) == (0, 3)
     assert made["sft_then_grpo_600"].data.routing == "all"
     assert {config.curriculum.max_tokens for config in made.values()} == {800_000}
 

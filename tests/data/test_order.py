@@ -167,6 +167,7 @@ def test_what_was_saved_goes_on_as_if_nothing_had_been(order: OrderName | Order,
     assert steps(begun, 2) == expected[:2]
     resumed.load_state_dict(begun.state_dict())
     assert steps(resumed, 2) == expected[2:]
+    assert resumed.describe() == whole.describe()
 
 
 def test_a_fit_has_an_order_of_its_own() -> None:

@@ -156,11 +156,16 @@ def test_a_budget_ends_the_fit_at_the_step_with_its_refills() -> None:
     assert len(notes.steps[0]) > 4
 
 
-def test_a_cooldown_brings_problems_back_within_an_epoch() -> None:
+def test_a_cooldown_brings_problems_back_within_an_epoch(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "slmreason")
     notes, _, _, _ = fitted({"order": "informative", "cooldown": 1})
     steps = drawn(notes)
     assert len(steps) == 6
-    assert max(Counter(name for step in steps for name in step).values()) > 1
+    counts = Counter(name for step in steps for name in step)
+    most = max(counts.values())
+    assert most > 1
+    said = f"grpo.cooldown 1: {counts.total()} groups of {len(counts)} problems, the same one up to {most} times"
+    assert said in caplog.messages
     for before, after in zip(steps, steps[1:], strict=False):
         assert not set(before) & set(after)
 
