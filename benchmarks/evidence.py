@@ -3,11 +3,11 @@
     python -m benchmarks.evidence --student qwen2 --seeds 1 2 3 --jobs 2 --out pilots/qwen2
 
 Each arm is run with each seed (`slmreason compare`, one thread a run), then `ours_new` with each of its keys off and
-with each of the changes alone, with the first seed alone. What is done is not done again: the same command goes on. Tables of Markdown are printed, and
-written to OUT/evidence.md; all figures are in OUT/evidence.json. They are the share of a run's tokens that went into
-measuring outside GRPO, the share of GRPO's groups that were silent (all right or all wrong), and the accuracy at each
-budget with its 95 % interval. The arms are in benchmarks/pilots. What stands behind `--` goes to every run:
-`-- --sft.epochs 3`.
+with each of the changes alone, with the first seed alone. What is done is not done again: the same command goes on.
+Tables of Markdown are printed, and written to OUT/evidence.md; all figures are in OUT/evidence.json. They are the share
+of a run's tokens that went into measuring outside GRPO, the share of GRPO's groups that were silent (all right or all
+wrong), and the accuracy at each budget with its 95 % interval. The arms are in benchmarks/pilots. What stands behind
+`--` goes to every run: `-- --sft.epochs 3`.
 """
 
 from __future__ import annotations
