@@ -441,6 +441,8 @@ class BridgeResult:
     chosen: Trace | None
     band: Band | None = None
     """Where the problem stood when its trace was made."""
+    left_out: Fault | None = None
+    """Why nothing was proposed, where something could have been."""
 
 
 @dataclass(frozen=True)

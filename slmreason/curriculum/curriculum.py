@@ -113,10 +113,8 @@ class Curriculum:
         is_off = flags.get("limit_val_batches") == 0 and settings.keep == "last"
         held_out = None if is_off else held_out_of(parts.data, parts.sft.validation, self.work, self.files)
         self.choice = Choice(held_out, settings, parts.student)
-        accumulate = flags.get("accumulate_grad_batches") or 1
         self.stages = make_stages(
-            parts, settings, self.prober, self.teacher, self.files, self.journal, accumulate,
-            self.experiment.show_bands,
+            parts, settings, self.prober, self.teacher, self.files, self.journal, flags, self.experiment.show_bands,
         )  # fmt: skip
         self.work.whole.forecast = RunForecast(
             settings, self.stages, parts.data, self.prober, scorer, self.curve, held_out, parts.bridge,

@@ -8,11 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from slmreason.curriculum.affordable import TRIAL, Affordable
 from slmreason.data.batches import PackedDataset, packed_batches
 from slmreason.data.datamodule import ReasoningDataModule
 from slmreason.data.strata import Strata, acquisition_set, consolidation_set, still_unsolved
 from slmreason.modules.by_hand import prompt_batches
-from slmreason.records import Band, BridgeResult, Critique, CritiqueKind, Example, Place, Problem, Reject, counted
+from slmreason.records import (
+    Band,
+    BridgeResult,
+    Critique,
+    CritiqueKind,
+    Example,
+    Fault,
+    Place,
+    Problem,
+    Reject,
+    counted,
+)
 from slmreason.student import Student
 from slmreason.student.packing import PromptBatch
 from slmreason.supervision.critique import CritiqueSettings, capped, critique_examples
@@ -21,6 +33,8 @@ log = logging.getLogger(__name__)
 
 NO_CANDIDATE = "the dataset has no solution of it, the teacher gave none, and the student has not solved it"
 UNUSABLE = "the dataset's solution of it cannot be used"
+TOO_FEW_TOKENS = "curriculum.max_tokens leaves too few tokens to make a trace and train on it"
+TAUGHT: tuple[Band, ...] = ("medium", "hard")
 BridgeFn = Callable[[Sequence[Problem]], list[BridgeResult]]
 """Proposes, verifies and selects a trace for each problem, all at once."""
 
@@ -29,7 +43,8 @@ BridgeFn = Callable[[Sequence[Problem]], list[BridgeResult]]
 class AcquisitionStage:
     """SFT: medium problems with their teacher trace, hard problems with a bridged one (`bridged_bands` may widen that).
 
-    A problem's trace is made once per fit: the epoch boundary asks only for those that moved.
+    A problem's trace is made once per fit: the epoch boundary asks only for those that moved. With a budget it is made
+    for as many as can be trained on too, which are drawn by lot.
     """
 
     place: Place
@@ -45,21 +60,36 @@ class AcquisitionStage:
     critiques: Sequence[Critique] = ()
     """Critique records of the round before that are mixed into this fit."""
     critique_kinds: Sequence[CritiqueKind] = ()
+    affordable: Affordable | None = None
+    """None where no budget ends the run."""
     results: dict[tuple[str, str], BridgeResult] = field(default_factory=dict)
     """By (band, problem id), in the order they were made."""
 
     def build(self, strata: Strata, epoch: int) -> list[Example]:
         strata = self.route(strata)
-        self._make_traces("medium", strata.medium, self._maker("medium"))
-        self._make_traces("hard", strata.hard, self._maker("hard"))
+        missing = [
+            (band, problem)
+            for band in TAUGHT
+            for problem in getattr(strata, band)
+            if (band, problem.id) not in self.results
+        ]
+        if self.affordable is None or len(missing) <= TRIAL:
+            self._make_traces(missing)
+        else:
+            self._make_affordable(self.affordable, missing, strata, epoch)
+        return self._examples(strata)
+
+    def _examples(self, strata: Strata) -> list[Example]:
+        """Of all traces that there are by now."""
         bands = strata.band_of
         examples = []
         for problem in acquisition_set(strata):
-            trace = self.results[bands[problem.id], problem.id].chosen
-            if trace is None:
+            result = self.results.get((bands[problem.id], problem.id))
+            if result is None or result.chosen is None:
                 continue
-            target = self.student.encode_target(trace.text)
-            examples.append(Example(self.student.encode_problem(problem), target, problem.id, trace.provenance))
+            target = self.student.encode_target(result.chosen.text)
+            prompt = self.student.encode_problem(problem)
+            examples.append(Example(prompt, target, problem.id, result.chosen.provenance))
         for record in self.critiques:
             examples += critique_examples(record, self.student, self.critique_kinds)
         return examples
@@ -70,10 +100,36 @@ class AcquisitionStage:
     def _maker(self, band: Band) -> BridgeFn:
         return self.bridge if band in self.bridged_bands else self.teach
 
-    def _make_traces(self, band: Band, problems: Sequence[Problem], make: BridgeFn) -> None:
-        missing = [problem for problem in problems if (band, problem.id) not in self.results]
-        for result in make(missing) if missing else []:
-            self.results[band, result.problem.id] = replace(result, band=band)
+    def _make_traces(self, missing: Sequence[tuple[Band, Problem]]) -> None:
+        for band in TAUGHT:
+            problems = [problem for its_band, problem in missing if its_band == band]
+            for result in self._maker(band)(problems) if problems else []:
+                self.results[band, result.problem.id] = replace(result, band=band)
+
+    def _make_affordable(
+        self, affordable: Affordable, missing: Sequence[tuple[Band, Problem]], strata: Strata, epoch: int
+    ) -> None:
+        """Makes the traces of a few, and by what those cost of as many of the others as there are tokens for."""
+        order = list(missing)
+        affordable.rng(epoch).shuffle(order)
+        trial, others = order[:TRIAL], order[TRIAL:]
+        before = self._cost(affordable, strata, epoch)
+        self._make_traces(trial)
+        after = self._cost(affordable, strata, epoch)
+        making, training = ((then - now) / TRIAL for now, then in zip(before, after, strict=True))
+        count = int(min(len(others), affordable.problems(held=after[1], each=making + training)))
+        self._make_traces(sorted(others[:count], key=missing.index))
+        for band, problem in others[count:]:
+            self.results[band, problem.id] = BridgeResult(problem, (), None, band, Fault(TOO_FEW_TOKENS))
+        if count < len(others):
+            log.info("%s, traces: curriculum.max_tokens has room for %d of %d problems, drawn by lot: each takes about "
+                     "%.0f tokens for its trace and %.0f to train on it", self.place.label, TRIAL + count, len(order),
+                     making, training)  # fmt: skip
+
+    def _cost(self, affordable: Affordable, strata: Strata, epoch: int) -> tuple[int, int]:
+        """(tokens of the run so far, tokens that training on the set as it is takes)."""
+        tokens = sum(len(example) for example in self._examples(strata))
+        return affordable.spent(), affordable.trained(tokens, epoch)
 
 
 def bridge_rejects(results: Sequence[BridgeResult]) -> list[Reject]:
@@ -92,6 +148,8 @@ def bridge_rejects(results: Sequence[BridgeResult]) -> list[Reject]:
 
 
 def _no_candidate(result: BridgeResult) -> str:
+    if result.left_out is not None:
+        return str(result.left_out)
     return UNUSABLE if result.problem.trace else NO_CANDIDATE
 
 

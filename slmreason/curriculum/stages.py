@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from slmreason.callbacks import HarvestAllZeroGroups, RecordRollouts, Reprobe
+from slmreason.curriculum.affordable import Affordable
 from slmreason.curriculum.parts import Parts
 from slmreason.curriculum.prober import Prober
 from slmreason.curriculum.sets import AcquisitionStage, ConsolidationStage, CritiqueStage, bridge_rejects, traces_said
 from slmreason.curriculum.settings import CurriculumSettings
 from slmreason.curriculum.state import Resumed, RunState
 from slmreason.curriculum.traces import TraceMaker
+from slmreason.curriculum.trainer import epochs_of
 from slmreason.data.datamodule import Restratified, StageSet
 from slmreason.data.order import Informative
 from slmreason.modules.base import StudentModule
@@ -144,14 +146,19 @@ class SFTStage(Stage):
         tools: Tools,
         mixes_critiques: bool,
         makes_critiques: bool,
+        max_tokens: int | None,
+        epochs: int,
     ) -> None:
         """
         Args:
             mixes_critiques: the critiques of the round before are trained on too.
             makes_critiques: no CFT stage has made them.
+            max_tokens: at which the run ends; None where it does not.
+            epochs: of the fit.
         """
         super().__init__(module, tools)
         self.mixes_critiques, self.makes_critiques = mixes_critiques, makes_critiques
+        self.max_tokens, self.epochs = max_tokens, epochs
         self._set: AcquisitionStage | None = None
         self._written = 0
         """Traces of the set that are in the stage's file."""
@@ -187,8 +194,20 @@ class SFTStage(Stage):
             bridged_bands=traces.bridge.settings.bands,
             critiques=run.critiques if self.mixes_critiques else (),
             critique_kinds=traces.critic.settings.kinds,
+            affordable=self._affordable(place),
         )
         return self._set
+
+    def _affordable(self, place: Place) -> Affordable | None:
+        if self.max_tokens is None:
+            return None
+        rng = self.data.rng
+        return Affordable(
+            max_tokens=self.max_tokens,
+            spent=lambda: self.student.tokens.total,
+            epochs=self.epochs,
+            rng=lambda epoch: rng("affordable", place.round, place.stage, epoch),
+        )
 
     def callbacks(self, place: Place, run: RunState) -> list[Callback]:
         return [self._measures_again(place)]
@@ -311,7 +330,7 @@ def make_stages(
     teacher: Teacher,
     files: RunFolder,
     journal: Journal,
-    accumulate: int,
+    flags: Mapping[str, Any],
     show_bands: Callable[[dict[str, int]], None],
 ) -> dict[str, Stage]:
     """The stages of a run by name.
@@ -319,7 +338,7 @@ def make_stages(
     Args:
         teacher: `parts.teacher`, as it is asked by several processes.
         journal: that has what is rejected.
-        accumulate: trainer.accumulate_grad_batches.
+        flags: of the trainer.
         show_bands: tells the loggers of the run how many problems are in each band.
     """
     bridge = Bridge(parts.student, parts.engine, teacher, parts.reward, parts.bridge, parts.data.token_budget)
@@ -329,7 +348,14 @@ def make_stages(
     makes_critiques = "cft" not in settings.stages
     given = [critic.recheck(record) for record in parts.given_critiques]
     return {
-        "sft": SFTStage(parts.sft, tools, settings.mix_critiques, makes_critiques),
-        "grpo": GRPOStage(parts.grpo, tools, accumulate),
+        "sft": SFTStage(
+            parts.sft,
+            tools,
+            settings.mix_critiques,
+            makes_critiques,
+            settings.max_tokens,
+            epochs_of(flags, parts.sft.settings.epochs),
+        ),  # fmt: skip
+        "grpo": GRPOStage(parts.grpo, tools, flags.get("accumulate_grad_batches") or 1),
         "cft": CFTStage(parts.cft, tools, given),
     }

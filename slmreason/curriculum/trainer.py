@@ -63,6 +63,12 @@ FreshConfig = Callable[[], dict[str, Any]]
 """Gives the keyword arguments of a Trainer with callbacks and strategy newly made; the loggers may be the same ones."""
 
 
+def epochs_of(flags: Mapping[str, Any], epochs: int) -> int:
+    """Of a stage that asks for so many: `trainer.max_epochs` may lower it."""
+    wanted = flags.get("max_epochs")
+    return epochs if wanted is None or wanted < 0 else min(epochs, wanted)
+
+
 def build_trainer(
     fresh_config: FreshConfig,
     module: StudentModule,
@@ -85,8 +91,7 @@ def build_trainer(
         ValueError: trainer.plugins has another way to write checkpoints.
     """
     config = fresh_config()
-    wanted = config.get("max_epochs")
-    config["max_epochs"] = epochs if wanted is None or wanted < 0 else min(epochs, wanted)
+    config["max_epochs"] = epochs_of(config, epochs)
     # Whoever keeps checkpoints stops the fit where it can be gone on with; Lightning's own timer does not.
     keeps_time = config.get("enable_checkpointing") is not False
     config["max_time"] = None if keeps_time else time_left
