@@ -110,20 +110,19 @@ class AcquisitionStage:
         self, affordable: Affordable, missing: Sequence[tuple[Band, Problem]], strata: Strata, epoch: int
     ) -> None:
         """Makes the traces of a few, and by what those cost of as many of the others as there are tokens for."""
-        order = list(missing)
-        affordable.rng(epoch).shuffle(order)
-        trial, others = order[:TRIAL], order[TRIAL:]
+        lots = affordable.rng(epoch).sample(range(len(missing)), len(missing))
+        trial, others = lots[:TRIAL], lots[TRIAL:]
         before = self._cost(affordable, strata, epoch)
-        self._make_traces(trial)
+        self._make_traces([missing[place] for place in sorted(trial)])
         after = self._cost(affordable, strata, epoch)
         making, training = ((then - now) / TRIAL for now, then in zip(before, after, strict=True))
         count = int(min(len(others), affordable.problems(held=after[1], each=making + training)))
-        self._make_traces(sorted(others[:count], key=missing.index))
-        for band, problem in others[count:]:
+        self._make_traces([missing[place] for place in sorted(others[:count])])
+        for band, problem in (missing[place] for place in sorted(others[count:])):
             self.results[band, problem.id] = BridgeResult(problem, (), None, band, Fault(TOO_FEW_TOKENS))
         if count < len(others):
             log.info("%s, traces: curriculum.max_tokens has room for %d of %d problems, drawn by lot: each takes about "
-                     "%.0f tokens for its trace and %.0f to train on it", self.place.label, TRIAL + count, len(order),
+                     "%.0f tokens for its trace and %.0f to train on it", self.place.label, TRIAL + count, len(lots),
                      making, training)  # fmt: skip
 
     def _cost(self, affordable: Affordable, strata: Strata, epoch: int) -> tuple[int, int]:
