@@ -122,7 +122,8 @@ class CurriculumSettings:
     """The stages of a round, in order; none measures the base alone."""
     max_tokens: int | None = None
     """The run ends with the optimizer step at which its tokens, sampled, trained on and written by the teacher, reach
-    this, whatever rounds and epochs are left. Benchmarks are not counted."""
+    this, whatever rounds and epochs are left. SFT makes traces for as many problems as it can then train on too.
+    Benchmarks are not counted."""
     budgets: list[int] | None = None
     """Tokens, ascending, such as [100000, 200000, 400000]: the benchmarks are run too at the first optimizer step at
     which the run's tokens reach each of them, for a curve of accuracy against tokens. The last may be `max_tokens`."""
