@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 TRIAL = 32
 """Problems whose traces show what the others will cost."""
+MOST_EPOCHS = 4
+"""That are kept free for a trace: up to four, repeated data is worth nearly as much as new data (2305.16264, figure 1).
+A fit with more of them, such as one that is to last until the budget is spent, has as many problems as one with four."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,13 @@ class Affordable:
     spent: Callable[[], int]
     """Tokens of the run so far."""
     epochs: int
-    """Of the fit: each trains on the whole set."""
+    """Of the fit, each of which trains on the whole set."""
     rng: Callable[[int], random.Random]
     """epoch -> what decides who goes without."""
 
     def trained(self, tokens: int, epoch: int) -> int:
-        """What it costs to train on so many tokens of prompts and targets, from this epoch to the last."""
-        return tokens * (self.epochs - epoch)
+        """What it costs to train on so many tokens of prompts and targets, from this epoch (0 is the first) on."""
+        return tokens * min(self.epochs - epoch, MOST_EPOCHS)
 
     def problems(self, held: int, each: float) -> float:
         """For how many further problems there is enough.

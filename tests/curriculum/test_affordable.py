@@ -83,6 +83,12 @@ def test_the_next_epoch_asks_for_none_of_them_again(student: Student) -> None:
     assert len(teacher.asked) == asked
 
 
+def test_a_fit_without_an_end_has_as_many_problems_as_one_of_four_epochs(student: Student) -> None:
+    of_four, endless, of_three = (stage(student, Spending(), 20_000, n).build(STRATA, 0) for n in (4, 1000, 3))
+    assert endless == of_four
+    assert TRIAL < len(endless) < len(of_three)
+
+
 @pytest.mark.parametrize("max_tokens", [None, 10**9])
 def test_all_have_one_where_there_is_enough(student: Student, max_tokens: int | None) -> None:
     teacher = Spending()
