@@ -12,8 +12,8 @@ from dataclasses import dataclass
 TRIAL = 32
 """Problems whose traces show what the others will cost."""
 MOST_EPOCHS = 4
-"""That are kept free for a trace: up to four, repeated data is worth nearly as much as new data (2305.16264). A fit with
-more of them, such as one that is to last until the budget is spent, has as many problems as one with four."""
+"""That are kept free for a trace: up to four, repeated data is worth nearly as much as new data (2305.16264). A fit
+with more of them, such as one that is to last until the budget is spent, has as many problems as one with four."""
 
 
 @dataclass(frozen=True)
