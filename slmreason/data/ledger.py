@@ -54,6 +54,8 @@ class Known:
     """What the evidence says of each of some problems."""
 
     counts: Counts
+    first: Counts
+    """When each was first sampled. Nobody had chosen it by its rollouts, so these show what the pool is like."""
     sampled: NDArray[np.bool_]
     """Whether there is any."""
     solved: NDArray[np.bool_]
@@ -83,6 +85,7 @@ class Ledger:
         self._pooled = Pooled(half_life) if half_life is not None else None
         self._files = RunFolder(Path(folder)) if folder is not None else None
         self._newest: dict[str, Evidence] = {}
+        self._first: dict[str, Evidence] = {}  # without a half-life; `_pooled` has its own
         self._solutions: dict[str, str] = {}
         self._harvest: list[tuple[Place, RolloutGroup]] = []
         self._sampled = [0, 0]  # completions, and their tokens
@@ -129,36 +132,35 @@ class Ledger:
     def _known(self, problem_ids: Sequence[str]) -> Known:
         if self._pooled is not None:
             rows = self._pooled.rows(problem_ids)
-            return Known(self._pooled.counts_in(rows), rows >= 0, self._pooled.solved_in(rows))
-        shown = [self._newest.get(problem_id) for problem_id in problem_ids]
-        size = len(shown)
-        right = np.fromiter((each.successes if each else 0 for each in shown), np.float64, size)
-        attempts = np.fromiter((each.attempts if each else 0 for each in shown), np.float64, size)
-        return Known(Counts(right, attempts - right, attempts), attempts > 0, right > 0)
+            pooled = self._pooled
+            return Known(pooled.counts_in(rows), pooled.first_in(rows), rows >= 0, pooled.solved_in(rows))
+        newest, first = (_counts_of(problem_ids, shown) for shown in (self._newest, self._first))
+        return Known(newest, first, newest.total > 0, newest.right > 0)
 
     def posterior(
-        self, problems: Sequence[Problem], among: Sequence[Problem] | None = None, counts: Counts | None = None
+        self, problems: Sequence[Problem], among: Sequence[Problem] | None = None, known: Known | None = None
     ) -> Posterior:
         """What is believed of each problem, on its prior.
 
         Args:
             among: the pool, where `problems` are a part of it. A part that was chosen by its evidence shows another
                 prior: where all were solved now and then, one beside which what each of them showed counts for little.
-            counts: of `problems`, where they have been looked up already.
+            known: of `problems`, where they have been looked up already.
         """
-        if counts is None:
-            counts = self.counts(problems)
-        prior = self.prior(problems, counts if among is None else self.counts(among))
-        return Posterior(counts.right + prior.a, counts.wrong + prior.b)
+        if known is None:
+            known = self.known(problems)
+        prior = self.prior(problems, known.first if among is None else self.known(among).first)
+        return Posterior(known.counts.right + prior.a, known.counts.wrong + prior.b)
 
     def prior(self, problems: Sequence[Problem], pool: Counts | None = None) -> Posterior:
         """What is believed of each problem before its own rollouts: by prediction where there is one that is used, else
         what the pool shows.
 
         Args:
-            pool: counts of the pool; those of `problems` where not given.
+            pool: what the problems of the pool showed when they were first sampled; `problems` are the pool where this
+                is not given.
         """
-        common = fitted_prior(self.counts(problems) if pool is None else pool)
+        common = fitted_prior(self.known(problems).first if pool is None else pool)
         a, b = np.full(len(problems), common.a), np.full(len(problems), common.b)
         predicted = self.predicted
         if predicted is not None and predicted.is_used:
@@ -175,7 +177,7 @@ class Ledger:
         if self._predicted is None or self._predicted[0] != self.version:
             if self._features is None:
                 self._features = features(list(self._scores.values()))
-            self._predicted = self.version, predict(self._features, self._known(list(self._scores)).counts)
+            self._predicted = self.version, predict(self._features, self._known(list(self._scores)).first)
         return self._predicted[1]
 
     def are_predicted(self, problem_ids: Sequence[str]) -> NDArray[np.bool_]:
@@ -269,6 +271,8 @@ class Ledger:
         self._newest[evidence.problem_id] = evidence
         if self._pooled is not None:
             self._pooled.add(evidence)
+        else:
+            self._first.setdefault(evidence.problem_id, evidence)
         if evidence.tokens:
             self._sampled[0] += evidence.attempts
             self._sampled[1] += evidence.tokens
@@ -285,6 +289,14 @@ class Ledger:
     def _append(self, file: Callable[[RunFolder], Path], rows: Iterable[dict[str, Any]]) -> None:
         if self._files is not None:
             append_records(file(self._files), rows)
+
+
+def _counts_of(problem_ids: Sequence[str], shown: Mapping[str, Evidence]) -> Counts:
+    """The rollouts of one evidence of each problem; zeros where there is none."""
+    found = [shown.get(problem_id) for problem_id in problem_ids]
+    right = np.fromiter((each.successes if each else 0 for each in found), np.float64, len(found))
+    attempts = np.fromiter((each.attempts if each else 0 for each in found), np.float64, len(found))
+    return Counts(right, attempts - right, attempts)
 
 
 def _evidence_in(row: dict[str, Any], location: str) -> Evidence:

@@ -1,4 +1,8 @@
-"""All rollouts of each problem, added up as they come: those of older policies weigh less."""
+"""All rollouts of each problem, added up as they come: those of older policies weigh less.
+
+What a problem showed when it was first sampled is kept apart. Later rollouts are chosen by what is known: GRPO draws
+what is solved now and then, over and over, and a pool would seem to be made of such problems. The first ones are not.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +34,21 @@ class Pooled:
         """The policy version that a problem's counts are weighted for: the newest that it was sampled from."""
         self._solved = array("b")
         """Whether a problem's newest evidence has a right rollout."""
+        self._first_right, self._first_wrong, self._first_version = array("q"), array("q"), array("q")
+        """Of a problem's first evidence."""
 
     def add(self, evidence: Evidence) -> None:
         """Counts what rollouts of one policy showed; it may be older than what is there."""
         row = self._row.setdefault(evidence.problem_id, len(self._version))
+        wrong = evidence.attempts - evidence.successes
         if row == len(self._version):
             for column in (self._right, self._wrong, self._squares):
                 column.append(0.0)
             self._version.append(evidence.policy_version)
             self._solved.append(0)
+            self._first_right.append(evidence.successes)
+            self._first_wrong.append(wrong)
+            self._first_version.append(evidence.policy_version)
         self._solved[row] = evidence.successes > 0
         self.newest_version = max(self.newest_version, evidence.policy_version)
         moved = evidence.policy_version - self._version[row]
@@ -48,7 +58,6 @@ class Pooled:
             old = weight(moved, self.half_life)
         elif moved < 0:
             new = weight(-moved, self.half_life)
-        wrong = evidence.attempts - evidence.successes
         self._right[row] = old * self._right[row] + new * evidence.successes
         self._wrong[row] = old * self._wrong[row] + new * wrong
         self._squares[row] = old**2 * self._squares[row] + new**2 * evidence.attempts
@@ -67,10 +76,20 @@ class Pooled:
 
     def counts_in(self, rows: NDArray[np.int64]) -> Counts:
         """The same of the problems in these rows."""
-        version = self._of(self._version, rows)
-        fade = 0.5 ** ((self.newest_version - version) / self.half_life)
+        fade = self._fade(self._version, rows)
         right, wrong = fade * self._of(self._right, rows), fade * self._of(self._wrong, rows)
         return Counts(right, wrong, fade**2 * self._of(self._squares, rows))
+
+    def first_in(self, rows: NDArray[np.int64]) -> Counts:
+        """What each of the problems in these rows showed when it was first sampled, weighted for the newest policy."""
+        fade = self._fade(self._first_version, rows)
+        right, wrong = self._of(self._first_right, rows), self._of(self._first_wrong, rows)
+        return Counts(fade * right, fade * wrong, fade**2 * (right + wrong))
+
+    def _fade(self, version: array[int], rows: NDArray[np.int64]) -> Array:
+        """What a rollout of these versions counts by now."""
+        fade: Array = 0.5 ** ((self.newest_version - self._of(version, rows)) / self.half_life)
+        return fade
 
     def _of(self, column: array[float] | array[int], rows: NDArray[np.int64]) -> Array:
         """The values of a column in these rows, zero where a row is -1. The array may grow again afterwards."""

@@ -68,6 +68,11 @@ def fitted_prior(counts: Counts) -> Prior:
     stands in where there are fewer than `ENOUGH` problems, all rollouts agree, or no problem has more than one.
 
     A probe that stops early samples the easy and the hard less than the medium; that moves `p` a little, and is left.
+    Rollouts of problems that were chosen by what they had shown, as GRPO chooses, move all of it: they have no place
+    here.
+
+    Args:
+        counts: what each problem of the pool showed when it was first sampled.
 
     Source: J. C. Kleinman, "Proportions with extraneous variance: single and independent samples", 1973.
     """

@@ -144,7 +144,7 @@ def _by_posterior(ledger: Ledger, problems: Iterable[Problem], bands: Bands) -> 
     """In passes over the whole pool, each in C: a million problems are looked up once."""
     pool = list(problems)
     known, ids = ledger.known(pool), [problem.id for problem in pool]
-    columns, certainty = _likeliest(ledger.posterior(pool, counts=known.counts), bands)
+    columns, certainty = _likeliest(ledger.posterior(pool, known=known), bands)
     alone = ledger.are_predicted(ids) & ~known.sampled
     has_band = known.sampled | alone
     groups: dict[str, Sequence[Problem]] = {

@@ -207,8 +207,8 @@ def _known(newest: Mapping[str, Band], pooled: Pooled, bands: Bands) -> dict[str
     """The bands as the run saw them: by the newest evidence, or by the posterior."""
     if bands.fading is None:
         return dict(newest)
-    counts = pooled.counts(list(newest))
-    found, _ = likeliest(Posterior.of(counts, fitted_prior(counts)), bands)
+    rows = pooled.rows(list(newest))
+    found, _ = likeliest(Posterior.of(pooled.counts_in(rows), fitted_prior(pooled.first_in(rows))), bands)
     return dict(zip(newest, found, strict=True))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 
 from slmreason.data.ledger import Ledger
-from slmreason.data.strata import Bands, stratify
+from slmreason.data.posterior import fitted_prior
+from slmreason.data.strata import Bands, likeliest, stratify
 from slmreason.records import Evidence, Place, Problem
 
 STEPS = 12
@@ -75,3 +78,32 @@ def test_bands_are_as_certain_as_they_are_true() -> None:
         within = (said >= low) & (said < high)
         assert within.sum() > 100
         assert is_true[within].mean() == pytest.approx(said[within].mean(), abs=0.08)
+
+
+@pytest.mark.parametrize("half_life", [None, 64.0])
+def test_what_grpo_draws_over_and_over_does_not_make_the_pool_seem_to_be_of_its_kind(half_life: float | None) -> None:
+    """Two rollouts of each problem, then twelve steps of groups that are chosen by what they will tell."""
+    rng = np.random.default_rng(0)
+    bands = Bands(evidence_model="posterior", half_life=half_life or 64.0)
+    pool = [Problem(f"p{number}", "q", "a") for number in range(600)]
+    rho = rng.beta(0.4, 0.4, len(pool))
+    true = np.array([Bands().of(rate) for rate in rho.tolist()])
+    ledger = Ledger(None, half_life)
+
+    def sample(chosen: Iterable[int], attempts: int, version: int) -> None:
+        shown = [Evidence(f"p{i}", attempts, int(rng.binomial(attempts, rho[i])), version) for i in chosen]
+        ledger.take(shown, Place(1, "grpo"))
+
+    def share_of_true_bands() -> float:
+        found, _ = likeliest(ledger.posterior(pool), bands)
+        return float((np.array(found) == true).mean())
+
+    sample(range(len(pool)), 2, 0)
+    prior, share = fitted_prior(ledger.known(pool).first), share_of_true_bands()
+    for version in range(1, 13):
+        rates = ledger.posterior(pool).informative(8)
+        sample(np.argsort(-rates)[:32].tolist(), 8, version)
+    after = fitted_prior(ledger.known(pool).first)
+    assert (after.a, after.b) == pytest.approx((prior.a, prior.b), abs=0.01)
+    assert prior.a + prior.b < 1.5  # that of all rollouts by then is 2 or more
+    assert share_of_true_bands() > share + 0.01
