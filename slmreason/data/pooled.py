@@ -36,6 +36,8 @@ class Pooled:
         """Whether a problem's newest evidence has a right rollout."""
         self._first_right, self._first_wrong, self._first_version = array("q"), array("q"), array("q")
         """Of a problem's first evidence."""
+        self._newest_first = 0
+        """The newest version that any problem was first sampled from."""
 
     def add(self, evidence: Evidence) -> None:
         """Counts what rollouts of one policy showed; it may be older than what is there."""
@@ -49,6 +51,7 @@ class Pooled:
             self._first_right.append(evidence.successes)
             self._first_wrong.append(wrong)
             self._first_version.append(evidence.policy_version)
+            self._newest_first = max(self._newest_first, evidence.policy_version)
         self._solved[row] = evidence.successes > 0
         self.newest_version = max(self.newest_version, evidence.policy_version)
         moved = evidence.policy_version - self._version[row]
@@ -76,19 +79,23 @@ class Pooled:
 
     def counts_in(self, rows: NDArray[np.int64]) -> Counts:
         """The same of the problems in these rows."""
-        fade = self._fade(self._version, rows)
+        fade = self._fade(self._version, rows, self.newest_version)
         right, wrong = fade * self._of(self._right, rows), fade * self._of(self._wrong, rows)
         return Counts(right, wrong, fade**2 * self._of(self._squares, rows))
 
     def first_in(self, rows: NDArray[np.int64]) -> Counts:
-        """What each of the problems in these rows showed when it was first sampled, weighted for the newest policy."""
-        fade = self._fade(self._first_version, rows)
+        """What each of the problems in these rows showed when it was first sampled.
+
+        Weighted for the newest policy that any was first sampled from: where all were sampled at the start, all count
+        whole, however long ago that was.
+        """
+        fade = self._fade(self._first_version, rows, self._newest_first)
         right, wrong = self._of(self._first_right, rows), self._of(self._first_wrong, rows)
         return Counts(fade * right, fade * wrong, fade**2 * (right + wrong))
 
-    def _fade(self, version: array[int], rows: NDArray[np.int64]) -> Array:
-        """What a rollout of these versions counts by now."""
-        fade: Array = 0.5 ** ((self.newest_version - self._of(version, rows)) / self.half_life)
+    def _fade(self, version: array[int], rows: NDArray[np.int64], newest: int) -> Array:
+        """What a rollout of these versions counts for the newest one."""
+        fade: Array = 0.5 ** ((newest - self._of(version, rows)) / self.half_life)
         return fade
 
     def _of(self, column: array[float] | array[int], rows: NDArray[np.int64]) -> Array:

@@ -56,3 +56,14 @@ def test_a_ledger_without_a_half_life_counts_the_newest_evidence_alone(
     ledger.take([Evidence("a", 8, 2, 0), Evidence("a", 4, 4, 10)], PLACE)
     counts = ledger.counts([Problem("a", "q", "a"), Problem("new", "q", "a")])
     assert (counts.right.tolist(), counts.wrong.tolist()) == ([right, 0], [wrong, 0])
+
+
+def test_first_measurements_are_kept_apart_and_fade_by_newer_first_ones_alone() -> None:
+    pooled = Pooled(half_life=10)
+    pooled.add(Evidence("a", 8, 2, policy_version=0))
+    pooled.add(Evidence("a", 8, 5, policy_version=5000))
+    first = pooled.first_in(pooled.rows(["a", "new"]))
+    assert (first.right.tolist(), first.wrong.tolist(), first.squares.tolist()) == ([2, 0], [6, 0], [8, 0])
+    pooled.add(Evidence("b", 4, 1, policy_version=10))
+    first = pooled.first_in(pooled.rows(["a", "b"]))
+    assert (first.right.tolist(), first.wrong.tolist(), first.squares.tolist()) == ([1, 1], [3, 3], [2, 4])
