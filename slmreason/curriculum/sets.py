@@ -35,6 +35,7 @@ NO_CANDIDATE = "the dataset has no solution of it, the teacher gave none, and th
 UNUSABLE = "the dataset's solution of it cannot be used"
 TOO_FEW_TOKENS = "curriculum.max_tokens leaves too few tokens to make a trace and train on it"
 TAUGHT: tuple[Band, ...] = ("medium", "hard")
+"""The bands that SFT has, in the order of `acquisition_set`."""
 BridgeFn = Callable[[Sequence[Problem]], list[BridgeResult]]
 """Proposes, verifies and selects a trace for each problem, all at once."""
 

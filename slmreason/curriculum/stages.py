@@ -355,7 +355,7 @@ def make_stages(
             makes_critiques,
             settings.max_tokens,
             epochs_of(flags, parts.sft.settings.epochs),
-        ),  # fmt: skip
+        ),
         "grpo": GRPOStage(parts.grpo, tools, flags.get("accumulate_grad_batches") or 1),
         "cft": CFTStage(parts.cft, tools, given),
     }

@@ -89,7 +89,8 @@ def predict(x: Array, counts: Counts) -> Predicted:
 
     Args:
         x: what is known without sampling. [problems, features]
-        counts: rollouts of each problem; one that has less than a whole rollout's weight counts as not measured.
+        counts: what each problem showed when it was first sampled; later rollouts are of problems that were chosen by
+            what they had shown. One with less than a whole rollout's weight counts as not measured.
     """
     has = counts.total >= 1
     pool = Counts(counts.right[has], counts.wrong[has], counts.squares[has])

@@ -286,3 +286,17 @@ def test_the_prediction_is_fitted_again_when_there_is_more_evidence() -> None:
     assert after is not None
     assert after.measured == before.measured + 1
     assert (ledger.prior(problems).a != 0).all()
+
+
+def test_what_is_sampled_again_since_it_is_solved_now_and_then_does_not_move_the_prediction() -> None:
+    ledger, problems = ledger_of(None)
+    before, prior = ledger.predicted, ledger.prior(problems)
+    drawn = [f"p{i}" for i in range(100) if 0 < ledger.counts([problems[i]]).right[0] < 8]
+    for version in range(1, 11):
+        ledger.take([Evidence(name, 8, 4, version) for name in drawn], Place(1, "grpo"))
+    after, later = ledger.predicted, ledger.prior(problems)
+    assert before is not None
+    assert after is not None
+    assert (after.measured, after.strength) == (before.measured, before.strength)
+    assert (later.a == prior.a).all()
+    assert (later.b == prior.b).all()
