@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.common import quiet, save, timed
+from benchmarks.probe import add_arguments, probed
 from benchmarks.sft import DType
 from slmreason.data.sources import load_problems
 from slmreason.embedded.families import rebuild, write_solution
 from slmreason.records import BridgeResult, Evidence, Problem, Provenance, Trace
-from slmreason.rollout.collect import collect
 from slmreason.rollout.engine import Sampling
 from slmreason.rollout.transformers import HFEngine
 from slmreason.run.files import write_records
@@ -35,8 +35,6 @@ from slmreason.verify.rewards import AnswerReward
 
 HARD = 0.25
 """Rho of a hard problem is below it."""
-AT_A_TIME = 16
-"""Problems that are probed together."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +73,13 @@ def student_of(name: str, dtype: DType, lora: Lora | None = None) -> Student:
 
 def probe(student: Student, pool: Sequence[Problem], options: argparse.Namespace) -> Probe:
     """Measures the pool in its order until there are enough hard problems."""
-    sampling = Sampling(options.tokens, seed=options.seed, with_log_probs=False)
-    hard: list[tuple[Evidence, Problem]] = []
-    probed = 0
-    for start in range(0, len(pool), AT_A_TIME):
-        chunk = pool[start : start + AT_A_TIME]
-        groups = collect(student, HFEngine(), AnswerReward(), chunk, options.attempts, sampling)
-        found = [Evidence.of(group) for group in groups]
-        hard += [(each, problem) for each, problem in zip(found, chunk, strict=True) if each.rho < HARD]
-        probed += len(chunk)
-        print(f"probed {probed}, hard {len(hard)}", flush=True)
-        if len(hard) >= options.problems:
-            break
-    kept = hard[: options.problems]
-    return Probe(tuple(each for each, _ in kept), tuple(problem for _, problem in kept), probed)
+
+    def hard(found: Sequence[Evidence]) -> list[Evidence]:
+        return [each for each in found if each.rho < HARD]
+
+    found = probed(student, pool, options, lambda found: len(hard(found)) >= options.problems)
+    kept, by_id = hard(found)[: options.problems], {problem.id: problem for problem in pool}
+    return Probe(tuple(kept), tuple(by_id[each.problem_id] for each in kept), len(found))
 
 
 def row_of(name: str, results: Sequence[BridgeResult], measured: Probe, tokens: int, seconds: float) -> dict[str, Any]:
@@ -122,10 +113,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", default="embedded:chain/train?count=64&difficulty=5,6")
     parser.add_argument("--problems", type=int, default=64, help="hard ones")
-    parser.add_argument("--attempts", type=int, default=8, help="of the probe")
-    parser.add_argument("--tokens", type=int, default=300, help="of a completion, at most")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--handover_samples", type=int, default=2)
+    add_arguments(parser, attempts=8)
+    parser.add_argument("--handover_samples", type=int, default=4)
     parser.add_argument("--rationalise", type=int, default=2)
     parser.add_argument("--max_sampled_tokens", type=int, default=200)
     parser.add_argument("--traces", type=Path, help="where to keep the candidates of `sampled`")

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -312,7 +313,7 @@ def _shown(args: Sequence[str]) -> list[str]:
     shown, skip = [], False
     for arg in args:
         if not skip and not arg.startswith("--out"):
-            shown.append("/".join(Path(arg).parts[-2:]) if Path(arg).is_absolute() else arg)
+            shown.append(re.sub(r"(?<![^=,\[])(/[^/,\]]+)+", lambda path: "/".join(path.group().split("/")[-2:]), arg))
         skip = arg == "--out"
     return shown
 

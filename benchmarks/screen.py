@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.bridge import student_of, with_solution
 from benchmarks.common import quiet, save
+from benchmarks.probe import add_arguments, probed
 from slmreason.curriculum.predictor import scorable
 from slmreason.curriculum.settings import CERTAIN
 from slmreason.data.posterior import Array, Counts, Posterior, fitted_prior
@@ -31,15 +32,9 @@ from slmreason.data.predictor import FOLDS, best_strength, features, held_out_ra
 from slmreason.data.sources import load_problems
 from slmreason.data.strata import Bands, likeliest
 from slmreason.records import Problem, TraceScores
-from slmreason.rollout.collect import collect
-from slmreason.rollout.engine import Sampling
-from slmreason.rollout.transformers import HFEngine
 from slmreason.student import Student
 from slmreason.supervision.learnability import trace_scores
-from slmreason.verify.rewards import AnswerReward
 
-AT_A_TIME = 16
-"""Problems that are probed together."""
 SPLITS = 50
 """Ways to part a problem's rollouts into its own and those that tell whether its band is right."""
 RESAMPLES = 2000
@@ -47,21 +42,6 @@ RESAMPLES = 2000
 SCORES = ("mean_nll", "log_rank_surprisal_ratio", "answer_nll", "log_num_tokens")
 Right = NDArray[np.bool_]
 """[problems, attempts]"""
-
-
-def probe(student: Student, pool: Sequence[Problem], options: argparse.Namespace) -> tuple[Right, int, float]:
-    """(whether each rollout is right, tokens, seconds)."""
-    sampling = Sampling(options.tokens, seed=options.seed, with_log_probs=False)
-    right: list[list[bool]] = []
-    tokens, began = 0, time.perf_counter()
-    for start in range(0, len(pool), AT_A_TIME):
-        groups = collect(
-            student, HFEngine(), AnswerReward(), pool[start : start + AT_A_TIME], options.attempts, sampling
-        )
-        right += [[rollout.correct for rollout in group.rollouts] for group in groups]
-        tokens += sum(group.num_tokens for group in groups)
-        print(f"probed {len(right)} of {len(pool)}, {tokens} tokens, rho {np.mean(right):.3f}", flush=True)
-    return np.array(right), tokens, time.perf_counter() - began
 
 
 def scored(student: Student, pool: Sequence[Problem], traces: dict[str, str]) -> tuple[list[TraceScores], int, float]:
@@ -164,9 +144,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", default="embedded:chain/train?count=128")
     parser.add_argument("--problems", type=int, default=128, help="the first so many with a trace")
-    parser.add_argument("--attempts", type=int, default=16, help="rollouts of a problem")
-    parser.add_argument("--tokens", type=int, default=300, help="of a completion, at most, and of a trace")
-    parser.add_argument("--seed", type=int, default=42)
+    add_arguments(parser, attempts=16)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.attempts < 2:
@@ -179,7 +157,8 @@ def main() -> None:
     pool = [problem for problem in everything if problem.id in traces][: options.problems]
     scores, read, reading = scored(student, pool, traces)
     print(f"the traces of {len(pool)} problems scored, {read} tokens in {reading:.1f} s", flush=True)
-    right, sampled, sampling = probe(student, pool, options)
+    evidence = probed(student, pool, options)
+    right = np.array([[number < each.successes for number in range(each.attempts)] for each in evidence])
     row = {
         "student": Path(options.student).name,
         "dtype": options.dtype,
@@ -187,7 +166,7 @@ def main() -> None:
         "problems": len(pool),
         "attempts": options.attempts,
         "forward": {"tokens": read, "seconds": round(reading, 1)},
-        "probe": {"tokens": sampled, "seconds": round(sampling, 1)},
+        "probe": {"tokens": sum(each.tokens for each in evidence)},
         **analyse(scores, right, options.seed),
         "each": [
             {"id": s.problem_id, "right": int(count), "mean_nll": round(s.mean_nll, 4),

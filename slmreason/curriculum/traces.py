@@ -92,7 +92,7 @@ class TraceMaker:
                 return self._make(place, chunk, bridge, critiques, watch)
 
             # As many as the engine holds: problems that are bridged together share bridge.max_sampled_tokens.
-            size = self.work.at_a_time(_completions(bridge.settings))
+            size = self.work.at_a_time(1)
             made = settling(make, watch)
             return self.work.notes.chunks(key, problems, made, BridgeResult, size=size, noted=watch.skip)
 
@@ -134,21 +134,19 @@ class TraceMaker:
 
 
 def longest_traces(settings: BridgeSettings, grpo: GRPOSettings) -> int:
-    """Tokens that the student samples for the traces of a problem, at most; 0 where it samples none."""
-    if not settings.samples and not (settings.select and settings.handover):
-        return 0
-    return _completions(settings) * _longest(settings, grpo)
+    """Tokens that the student samples for the trace of a problem, if each completion of it is as long as it may be.
+
+    `bridge.handover_search` is taken to end with its first number of steps. 0 where nothing is sampled.
+    """
+    if not settings.samples:
+        completions = int(settings.select and settings.handover)
+    else:
+        completions = settings.rationalise + (settings.handover_samples if settings.handover_search else 0)
+    return completions * _longest(settings, grpo)
 
 
 def _longest(settings: BridgeSettings, grpo: GRPOSettings) -> int:
     return min(settings.max_trace_tokens, grpo.max_completion_tokens)
-
-
-def _completions(settings: BridgeSettings) -> int:
-    """Of a problem, that the Bridge has sampled side by side, at most."""
-    if not settings.samples:
-        return 1
-    return max(1, settings.handover_samples if settings.handover_search else 0, settings.rationalise)
 
 
 def _is_worth_keeping(candidate: BridgeCandidate) -> bool:

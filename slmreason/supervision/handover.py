@@ -1,7 +1,7 @@
 """Hand-overs: the first steps of a worked solution, then the student's own continuation (arXiv 2506.17211).
 
-`least_help` finds how few steps are enough. It knows neither a student nor a teacher: whoever calls it says what is
-tried behind a prefix, and what of that counts.
+`least_help` finds how few steps are enough; a `Search` is that of one problem. They know neither a student nor a
+teacher: whoever uses them says what is tried behind a prefix, and what of that counts.
 """
 
 from __future__ import annotations
@@ -56,40 +56,55 @@ class Help(Generic[T]):
     """What came of it."""
 
 
+Try = Callable[[list[Handover]], Sequence[T | None]]
+"""Tries the hand-overs of a round; of each what came of it, or None where that was not enough."""
+
+
 def least_help(
     problems: Sequence[Problem],
     solutions: Sequence[str],
-    continue_from: Callable[[list[Handover]], Sequence[T | None]],
-    leave: int = 1,
+    continue_from: Try[T],
     may_go_on: Callable[[], bool] = lambda: True,
 ) -> list[Help[T] | None]:
     """How few first steps of each problem's solution are enough, by bisection, all problems side by side.
 
     It is taken that where some steps are enough, more are too. A problem whose solution has `n` steps is decided after
-    `ceil(log2(n - leave + 1))` rounds, and leaves; a round is one call of `continue_from` with all that are still open.
+    `ceil(log2(n))` rounds, and leaves; a round is one call of `continue_from` with all that are still open.
 
     Args:
         solutions: of the problems, a step a line.
-        continue_from: tries the hand-overs of a round; of each what came of it, or None where that was not enough.
-        leave: steps that are never handed over.
         may_go_on: asked before each round; where it says no, the search ends with what has been found.
 
     Returns:
         Of each problem the least help that was seen to be enough; None where none was, or nothing could be tried.
     """
-    searches = [_Search[T](problem, solution, leave) for problem, solution in zip(problems, solutions, strict=True)]
+    searches = [Search[T](problem, solution) for problem, solution in zip(problems, solutions, strict=True)]
     while (still_open := [search for search in searches if search.is_open]) and may_go_on():
-        outcomes = continue_from([search.handover for search in still_open])
-        for search, outcome in zip(still_open, outcomes, strict=True):
-            search.take(outcome)
+        one_round(still_open, continue_from)
     return [search.found for search in searches]
 
 
-class _Search(Generic[T]):
+def one_round(searches: Sequence[Search[T]], continue_from: Try[T]) -> None:
+    """Tries the next number of steps of each search, all in one call. They must be open."""
+    if not searches:
+        return
+    outcomes = continue_from([search.handover for search in searches])
+    for search, outcome in zip(searches, outcomes, strict=True):
+        search.take(outcome)
+
+
+class Search(Generic[T]):
     """The bisection of one problem: the answer is from `low` to `high`, where `high` stands for none before a hit."""
 
-    def __init__(self, problem: Problem, solution: str, leave: int) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, solution: str, leave: int = 1, most_first: bool = False) -> None:
+        """
+        Args:
+            solution: a step a line.
+            leave: steps that are never handed over.
+            most_first: before it begins, the most steps are tried. Where they are not enough it goes on all the same,
+                without them: a text that is mostly another's may confuse a student more than half of it helps.
+        """
+        self.problem, self.tries_most = problem, most_first
         self.lines = solution.strip().splitlines()
         self.ends = [number for number, line in enumerate(self.lines, 1) if line.strip()]
         self.low, self.high = 1, max(1, len(self.ends) - leave + 1)
@@ -102,6 +117,8 @@ class _Search(Generic[T]):
     @property
     def steps(self) -> int:
         """That are tried next."""
+        if self.tries_most:
+            return self.high - 1
         return (self.low + self.high) // 2
 
     @property
@@ -110,12 +127,15 @@ class _Search(Generic[T]):
         return Handover(self.problem, "\n".join(kept) + "\n")
 
     def take(self, outcome: T | None) -> None:
+        """Notes what came of `handover`: None where it was not enough."""
         steps = self.steps
-        if outcome is None:
-            self.low = steps + 1
-        else:
-            self.high = steps
+        if outcome is not None:
             self.found = Help(steps, steps / len(self.ends), outcome)
+        if outcome is not None or self.tries_most:
+            self.high = steps
+        else:
+            self.low = steps + 1
+        self.tries_most = False
 
 
 # -- continuing -----------------------------------------------------------------------------------------------------
@@ -145,34 +165,29 @@ def hand_over(
         return sampled(prompts, student, engine, sampling, samples=1, progress=progress)
 
     longest = prompt_limit(student, engine, sampling.max_new_tokens, f"{sampling.max_new_tokens} new tokens")
-    lower = "bridge.handover_share or bridge.max_trace_tokens"
-    continued = continuations(handovers, student, draw, longest, lower)
+    continued = continuations(handovers, student, draw, longest)
+    if too_long := continued.count(None):
+        log.warning("bridge: %d of %d hand-overs are not tried, the teacher's steps are too long: %s; lower "
+                    "bridge.handover_share or bridge.max_trace_tokens", too_long, len(handovers),
+                    longest.why)  # fmt: skip
     return [texts[0] if texts else None for texts in continued]
 
 
 def continuations(
-    handovers: Sequence[Handover],
-    student: Student,
-    draw: Draw,
-    longest: PromptLimit,
-    lower: str = "bridge.max_trace_tokens",
-) -> list[list[str]]:
+    handovers: Sequence[Handover], student: Student, draw: Draw, longest: PromptLimit
+) -> list[list[str] | None]:
     """Steps and continuation of each hand-over as one text, as often as it is drawn.
 
     Args:
         draw: called once, with the prompts that are not longer than `longest`.
-        lower: the keys that would let longer steps be continued, for the warning.
 
     Returns:
-        Of each the texts that ended before the token limit; none where the steps are too long to be continued.
+        Of each the texts that ended before the token limit; None where the steps are too long to be continued.
     """
     # The student's own tokens for prefix and continuation are joined as text, then encoded once as a target.
     prompts = [student.encode_problem(h.problem) + student.chat.text(h.prefix) for h in handovers]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= longest.tokens]
-    if len(fitting) < len(prompts):
-        log.warning("bridge: %d of %d hand-overs are not tried, the teacher's steps are too long: %s; lower %s",
-                    len(prompts) - len(fitting), len(prompts), longest.why, lower)  # fmt: skip
-    texts: list[list[str]] = [[] for _ in handovers]
+    texts: list[list[str] | None] = [None for _ in handovers]
     for index, group in zip(fitting, draw([prompts[index] for index in fitting]), strict=True):
         ended = [completion for completion in group if not completion.truncated]
         texts[index] = [handovers[index].prefix + student.decode(completion.token_ids) for completion in ended]

@@ -2,6 +2,9 @@
 
 Hand-overs with the least help that still ends right (arXiv 2506.17211), and rationalised solutions: the student writes
 its own with the raw one before its eyes (STaR, arXiv 2203.14465). What is trained on has the plain question.
+
+A budget of tokens serves as many problems as it can before it makes any of them better: the most help is tried first,
+where a continuation is short and mostly right; what it does not serve is rationalised; only then is less help tried.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from slmreason.records import BridgeCandidate, Problem, Provenance, Trace
 from slmreason.rollout.engine import Completion, RolloutEngine, Sampling, prompt_limit
@@ -17,12 +21,13 @@ from slmreason.run.progress import Watch
 from slmreason.runtime.distributed import map_over_processes
 from slmreason.student import Student
 from slmreason.supervision.checks import SHOWN, shown_fault
-from slmreason.supervision.handover import Handover, continuations, least_help, sampled
+from slmreason.supervision.handover import Handover, Search, continuations, one_round, sampled
 from slmreason.supervision.settings import BridgeSettings
 from slmreason.supervision.templates import template
 
 log = logging.getLogger(__name__)
 Verify = Callable[[Problem, Trace], BridgeCandidate]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,14 @@ class Draft:
     def right(self) -> set[str]:
         """Candidates that end right, be they copies of the raw trace."""
         return {each.trace.text for each in self.candidates if each.rejected is None or each.rejected.kind in SHOWN}
+
+
+@dataclass(frozen=True)
+class LeastHelp:
+    """The hand-overs of a draft: the search for the least help that ends right."""
+
+    draft: Draft
+    search: Search[bool]
 
 
 class Draws:
@@ -80,17 +93,21 @@ class Draws:
             self.has_ended = True
         return not self.has_ended
 
-    def of(self, prompts: Sequence[tuple[int, ...]], samples: int, kind: Provenance) -> list[list[Completion]]:
+    def of(
+        self, prompts: Sequence[tuple[int, ...]], samples: int, kind: Provenance, first: int = 0
+    ) -> list[list[Completion]]:
         """`samples` completions of each prompt, in one batch if the budget surely holds them; none when it is spent.
 
         Args:
             kind: of what is written; completions of one kind are taken to be of about one length.
+            first: completions of these prompts that were drawn before; the next ones are drawn.
         """
+        sampling = replace(self.sampling, first=self.sampling.first + first)
         drawn: list[list[Completion]] = []
         while len(drawn) < len(prompts) and self.may_go_on():
             self._sync()
             batch = prompts[len(drawn) : len(drawn) + self._affordable(len(prompts), samples, kind)]
-            groups = sampled(batch, self.student, self.engine, self.sampling, samples, self._progress)
+            groups = sampled(batch, self.student, self.engine, sampling, samples, self._progress)
             tokens = sum(len(completion.token_ids) for group in groups for completion in group)
             self.spent += tokens
             self._tokens[kind] += tokens
@@ -137,48 +154,73 @@ class Sampler:
         each = self.settings.max_sampled_tokens
         warm = replace(sampling, temperature=self.settings.temperature)
         draws = Draws(self.student, self.engine, warm, None if each is None else each * len(drafts), watch)
-        if self.settings.handover_search:
-            self._search(_in_need(drafts), draws)
+        searches = self._searches(_in_need(drafts))
+        too_long: set[str] = set()
+        self._try(_still_open(searches), draws, too_long)
         if self.settings.rationalise:
             self._rationalise(_in_need(drafts), draws)
+        while (still_open := _still_open(searches)) and draws.may_go_on():
+            self._try(still_open, draws, too_long)
         if watch is not None:
             watch.advance(len(drafts), 0)
+        if too_long:
+            log.warning("bridge: hand-overs of %d of %d problems are not tried, the teacher's steps are too long: %s; "
+                        "lower bridge.max_trace_tokens", len(too_long), len(searches), draws.limit.why)  # fmt: skip
         if draws.has_ended:
             log.info("bridge: bridge.max_sampled_tokens, %s a problem, ended the sampling after %d tokens; %d of %d "
                      "problems have no verified trace but the raw one", each, draws.spent, len(_in_need(drafts)),
                      len(drafts))  # fmt: skip
 
-    def _search(self, drafts: Sequence[Draft], draws: Draws) -> None:
-        by_id = {draft.problem.id: draft for draft in drafts}
+    def _searches(self, drafts: Sequence[Draft]) -> list[LeastHelp]:
+        if not self.settings.handover_search:
+            return []
+        # What lacks the last step alone, which may only say the answer, would be a copy.
+        return [LeastHelp(draft, Search(draft.problem, draft.solution, leave=2, most_first=True)) for draft in drafts]
 
-        def draw(prompts: list[tuple[int, ...]]) -> list[list[Completion]]:
-            return draws.of(prompts, self.settings.handover_samples, "handover")
+    def _try(self, searches: Sequence[LeastHelp], draws: Draws, too_long: set[str]) -> None:
+        """One number of steps of each: continued until a continuation ends right, `handover_samples` times at most.
+
+        Args:
+            too_long: IDs of problems that had a hand-over too long to be continued; more are added.
+        """
+        draft_of = {each.draft.problem.id: each.draft for each in searches}
+
+        def attempt(handovers: list[Handover], first: int) -> list[bool]:
+            def draw(prompts: list[tuple[int, ...]]) -> list[list[Completion]]:
+                return draws.of(prompts, 1, "handover", first)
+
+            texts = continuations(handovers, self.student, draw, draws.limit)
+            too_long.update(each.problem.id for each, mine in zip(handovers, texts, strict=True) if mine is None)
+            return self._add(
+                [draft_of[each.problem.id] for each in handovers], [mine or [] for mine in texts], "handover"
+            )
 
         def continue_from(handovers: list[Handover]) -> list[bool | None]:
-            texts = continuations(handovers, self.student, draw, draws.limit)
-            passed = self._add([by_id[each.problem.id] for each in handovers], texts, "handover")
-            return [each or None for each in passed]
+            ended_right = one_by_one(handovers, attempt, self.settings.handover_samples, draws.may_go_on)
+            return [each or None for each in ended_right]
 
-        least_help(
-            problems=[draft.problem for draft in drafts],
-            solutions=[draft.solution for draft in drafts],
-            continue_from=continue_from,
-            leave=2,  # what lacks the last step alone, which may only say the answer, would be a copy
-            may_go_on=draws.may_go_on,
-        )
+        one_round([each.search for each in searches], continue_from)
 
     def _rationalise(self, drafts: Sequence[Draft], draws: Draws) -> None:
+        """Shows each its raw solution until one of its own passes, `rationalise` times at most."""
         prompts = [self._prompt(draft) for draft in drafts]
         fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= draws.limit.tokens]
         if len(fitting) < len(prompts):
             log.warning("bridge: %d of %d problems are not rationalised, the prompt with their solution is too long: "
                         "%s; lower bridge.max_trace_tokens", len(prompts) - len(fitting), len(prompts),
                         draws.limit.why)  # fmt: skip
-        groups = draws.of([prompts[index] for index in fitting], self.settings.rationalise, "rationalised")
-        texts = [
-            [self.student.decode_completion(each.token_ids) for each in group if not each.truncated] for group in groups
-        ]
-        self._add([drafts[index] for index in fitting], texts, "rationalised")
+
+        def attempt(indices: list[int], first: int) -> list[bool]:
+            groups = draws.of([prompts[index] for index in indices], 1, "rationalised", first)
+            texts = [
+                [self.student.decode_completion(each.token_ids) for each in group if not each.truncated]
+                for group in groups
+            ]
+            tried = [drafts[index] for index in indices]
+            self._add(tried, texts, "rationalised")
+            return [draft.is_served for draft in tried]
+
+        one_by_one(fitting, attempt, self.settings.rationalise, draws.may_go_on)
 
     def _prompt(self, draft: Draft) -> tuple[int, ...]:
         """The question with the solution behind it, and the student's own instruction."""
@@ -208,3 +250,33 @@ class Sampler:
 
 def _in_need(drafts: Sequence[Draft]) -> list[Draft]:
     return [draft for draft in drafts if not draft.is_served]
+
+
+def _still_open(searches: Sequence[LeastHelp]) -> list[LeastHelp]:
+    """Those that another try may serve, then those that one may serve with less help."""
+    found_none = [each for each in searches if each.search.is_open and not each.draft.is_served]
+    found_some = [each for each in searches if each.search.is_open and each.search.found]
+    return found_none + [each for each in found_some if each.draft.is_served]
+
+
+def one_by_one(
+    items: Sequence[T],
+    attempt: Callable[[list[T], int], Sequence[bool]],
+    at_most: int,
+    may_go_on: Callable[[], bool],
+) -> list[bool]:
+    """Tries each item until it has succeeded, in rounds of all that have not; of each, whether it has.
+
+    Args:
+        attempt: (items, rounds before this one) -> whether each has succeeded.
+        at_most: rounds.
+        may_go_on: asked before each round.
+    """
+    done = [False] * len(items)
+    for number in range(at_most):
+        left = [index for index, is_done in enumerate(done) if not is_done]
+        if not left or not may_go_on():
+            break
+        for index, success in zip(left, attempt([items[index] for index in left], number), strict=True):
+            done[index] = success
+    return done

@@ -25,13 +25,16 @@ class BridgeSettings:
     handover_share: float = 0.5
     """Share of the teacher's steps that are handed over; `handover_search` finds its own."""
     handover_search: bool = False
-    """Sample the continuations, and bisect how many steps are handed over: the least help behind which one ends right.
-    Only for problems that have no verified trace but the raw one, so it serves where no teacher rewrites."""
-    handover_samples: int = 2
-    """Continuations sampled at each number of steps that `handover_search` tries."""
+    """Sample the continuations: first behind all steps but the last two, and where one ends right behind fewer and
+    fewer, by bisection. Only for problems that have no verified trace but the raw one, so it serves where no teacher
+    rewrites."""
+    handover_samples: int = 4
+    """At each number of steps that `handover_search` tries, continuations are sampled until one ends right, so many at
+    most."""
     rationalise: int = 0
-    """Solutions sampled of the student with the raw trace before its eyes (STaR), for each problem that has no verified
-    trace but the raw one, after the hand-overs. They are trained on with the plain question."""
+    """For a problem that has no verified trace but the raw one and that the most help did not serve, the student sees
+    the raw one and writes its own (STaR), until one passes, so often at most. It is trained on with the plain
+    question."""
     temperature: float = 0.7
     """At which `handover_search` and `rationalise` sample."""
     max_sampled_tokens: int | None = None

@@ -7,7 +7,7 @@ from math import ceil, log2
 import pytest
 
 from slmreason.records import Problem
-from slmreason.supervision.handover import Handover, Help, first_steps, least_help
+from slmreason.supervision.handover import Handover, Help, Search, first_steps, least_help, one_round
 
 
 def problem(number: int) -> Problem:
@@ -22,9 +22,12 @@ def steps_in(handover: Handover) -> int:
     return len(handover.prefix.splitlines())
 
 
+@pytest.mark.parametrize("most_first", [False, True])
 @pytest.mark.parametrize("leave", [1, 2])
 @pytest.mark.parametrize("steps", range(1, 18))
-def test_the_least_help_is_found_in_as_many_rounds_as_a_bisection_takes(steps: int, leave: int) -> None:
+def test_the_least_help_is_found_in_as_many_rounds_as_a_bisection_takes(
+    steps: int, leave: int, most_first: bool
+) -> None:
     most = max(0, steps - leave)
     for enough in range(1, most + 2):
         tried: list[int] = []
@@ -36,11 +39,15 @@ def test_the_least_help_is_found_in_as_many_rounds_as_a_bisection_takes(steps: i
             tried.append(steps_in(handover))
             return [f"behind {tried[-1]}" if tried[-1] >= enough else None]
 
-        [found] = least_help([problem(0)], [solution(steps)], continue_from, leave)
-        assert found == (Help(enough, enough / steps, f"behind {enough}") if enough <= most else None)
-        assert len(tried) <= ceil(log2(most + 1))
+        search = Search[str](problem(0), solution(steps), leave, most_first)
+        while search.is_open:
+            one_round([search], continue_from)
+        assert search.found == (Help(enough, enough / steps, f"behind {enough}") if enough <= most else None)
+        assert len(tried) <= ceil(log2(most + 1)) + most_first
         assert len(set(tried)) == len(tried)
         assert all(1 <= each <= most for each in tried)
+        if most_first and most:
+            assert tried[0] == most
 
 
 def test_all_that_are_open_share_a_round_and_what_is_decided_leaves() -> None:

@@ -61,6 +61,11 @@ def handed(problem: Problem, prompt: str) -> int | None:
     return sum(line in answer for line in lines)
 
 
+def asked(problems: list[Problem], texts: list[str]) -> list[tuple[Problem, str]]:
+    """Each prompt with its problem."""
+    return [(problem, text) for text in texts for problem in problems if problem.question in text]
+
+
 class Says:
     """A student that ends right behind so many steps of its problem, and else goes wrong; `alone` when it is shown."""
 
@@ -86,9 +91,12 @@ def test_the_least_help_that_ends_right_is_found_for_all_problems_side_by_side(s
     assert lines == 5
     engine = ScriptedEngine(Says(problems, [1, 2, 3]))
     results = bridge_of(student, engine, settings(handover_samples=2)).make(problems, SAMPLING)
-    assert [len(texts) for texts, *_ in engine.calls] == [3, 3]  # ceil(log2(3 + 1)) rounds of all
-    assert {samples for _, samples, _ in engine.calls} == {2}
+    steps = [[handed(problem, text) for problem, text in asked(problems, texts)] for texts, *_ in engine.calls]
+    # 3 ends right for all, 2 for two of them, so the third is sampled again; then 1 for the first alone.
+    assert steps == [[3, 3, 3], [2, 2, 2], [2], [1, 1], [1]]
+    assert {samples for _, samples, _ in engine.calls} == {1}
     assert {(sampling.temperature, sampling.seed) for *_, sampling in engine.calls} == {(0.7, 5)}
+    assert [sampling.first for *_, sampling in engine.calls] == [0, 0, 1, 0, 1]
     for result, need in zip(results, [1, 2, 3], strict=True):
         passed = [c.trace.text for c in kept(result, "handover") if c.rejected is None]
         first = true_solution(result.problem).splitlines()[:need]
@@ -112,12 +120,12 @@ def test_who_no_hand_over_serves_is_shown_the_solution_and_trained_on_the_plain_
     problems = dataset(2)
     engine = ScriptedEngine(Says(problems, [1, 9], alone="We go step by step.\nThe answer is \\boxed{ANSWER}."))
     results = bridge_of(student, engine, settings(rationalise=3)).make(problems, SAMPLING)
-    [(texts, samples, _)] = [call for call in engine.calls if SHOWN in call[0][0]]
-    assert samples == 3
+    [(texts, samples, _)] = [call for call in engine.calls if SHOWN in call[0][0]]  # its first passes: no second
+    assert samples == 1
     [text] = texts
     assert problems[1].question in text
     assert true_solution(problems[1]) in text
-    [candidate] = kept(results[1], "rationalised")  # three times the same
+    [candidate] = kept(results[1], "rationalised")
     assert candidate.rejected is None
     assert candidate.trace.text == reworded(problems[1])
     assert candidate.trace.learnability is not None
@@ -138,7 +146,7 @@ def test_a_continuation_that_says_what_the_solution_says_ended_right_and_is_no_c
         return "\n".join(lines[steps:])
 
     [result] = bridge_of(student, ScriptedEngine(says), settings(handover_samples=1)).make([problem], SAMPLING)
-    assert tried == [3, 2, 1]  # less and less help
+    assert tried == [5, 3, 2, 1]  # less and less help
     assert [c.trace.provenance for c in result.candidates] == ["teacher"]
 
 
@@ -171,7 +179,7 @@ def test_a_completion_that_does_not_end_is_no_candidate(student: Student) -> Non
     engine = ScriptedEngine(lambda prompt, number: "")
     [result] = bridge_of(student, engine, settings(rationalise=1)).make(problems, SAMPLING)
     assert [c.trace.provenance for c in result.candidates] == ["teacher"]
-    assert student.tokens.sampled == 80 * (2 * 2 + 1)
+    assert student.tokens.sampled == 80 * (4 + 1 + 4)  # behind 3 steps, shown the solution, behind 2 steps
 
 
 def test_of_what_passed_the_lowest_rank_surprisal_ratio_is_chosen(student: Student) -> None:
@@ -196,7 +204,7 @@ def test_the_budget_ends_the_sampling_and_says_so(
     free = ScriptedEngine(Says(problems, [9] * 8))
     bridge_of(student, free, wanted).make(problems, SAMPLING)
     whole = student.tokens.sampled
-    assert len(free.calls) == 3  # without a budget each kind and round is one batch
+    assert len(free.calls) == 4  # without a budget each kind and try is one batch
     assert "max_sampled_tokens" not in caplog.text
     student.tokens = Tokens()
     capped = ScriptedEngine(Says(problems, [9] * 8))
@@ -206,6 +214,42 @@ def test_the_budget_ends_the_sampling_and_says_so(
     assert 160 <= student.tokens.sampled <= 160 + 2 * longest < whole
     said = f"bridge.max_sampled_tokens, 20 a problem, ended the sampling after {student.tokens.sampled} tokens; 8 of 8"
     assert said in caplog.text
+
+
+@pytest.mark.parametrize(("passes_at", "tried"), [(0, 1), (1, 2), (2, 3), (3, 3)])
+def test_a_solution_is_rationalised_until_one_passes(student: Student, passes_at: int, tried: int) -> None:
+    [problem] = dataset(1, steps=1)  # too short to hand over
+    engine = ScriptedEngine(lambda prompt, number: "")
+    said = iter(["The answer is \\boxed{-1}."] * passes_at + [reworded(problem)] * 3)
+    engine.script = lambda prompt, number: next(said)
+    [result] = bridge_of(student, engine, settings(rationalise=3)).make([problem], SAMPLING)
+    assert [sampling.first for *_, sampling in engine.calls] == list(range(tried))
+    assert result.chosen is not None
+    assert any(each.rejected is None for each in kept(result, "rationalised")) == (passes_at < 3)
+
+
+def test_all_that_can_be_served_are_before_less_help_is_looked_for(student: Student) -> None:
+    problems = dataset(4, steps=6)
+    needs = [1, 4, 9, 9]
+    engine = ScriptedEngine(Says(problems, needs, alone="We go step by step.\nThe answer is \\boxed{ANSWER}."))
+    bridge_of(student, engine, settings(handover_samples=1, rationalise=1)).make(problems, SAMPLING)
+    steps = [[handed(problem, text) for problem, text in asked(problems, texts)] for texts, *_ in engine.calls]
+    assert steps == [[5, 5, 5, 5], [None, None], [3, 3], [2, 4], [1]]  # what was rationalised needs no help
+
+
+def test_a_student_that_the_most_help_confuses_is_given_less(student: Student) -> None:
+    [problem] = dataset(1, steps=6)
+    tried: list[int] = []
+
+    def says(prompt: str, number: int) -> str:
+        steps = handed(problem, prompt)
+        assert steps is not None
+        tried.append(steps)
+        return reworded(problem) if steps == 3 else ""
+
+    [result] = bridge_of(student, ScriptedEngine(says), settings(handover_samples=1)).make([problem], SAMPLING)
+    assert tried == [5, 3, 2]
+    assert any(each.rejected is None for each in kept(result, "handover"))
 
 
 def test_a_problem_is_watched_once_with_all_its_tokens(student: Student) -> None:
@@ -257,5 +301,5 @@ def test_the_prompt_has_the_turns_before_the_question_and_the_students_instructi
     [problem] = dataset(1)
     engine = ScriptedEngine(Says([problem], [9]))
     bridge_of(student, engine, settings(rationalise=1)).make([problem], SAMPLING)
-    [text] = engine.calls[-1][0]
+    [text] = next(texts for texts, *_ in engine.calls if SHOWN in texts[0])
     assert re.search(r"do not copy its sentences\.\s*Answer in a box\.", text)
