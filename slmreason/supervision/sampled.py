@@ -164,7 +164,7 @@ class Sampler:
         if watch is not None:
             watch.advance(len(drafts), 0)
         if too_long:
-            log.warning("bridge: hand-overs of %d of %d problems are not tried, the teacher's steps are too long: %s; "
+            log.warning("bridge: some hand-overs of %d of %d problems are not tried, the steps are too long: %s; "
                         "lower bridge.max_trace_tokens", len(too_long), len(searches), draws.limit.why)  # fmt: skip
         if draws.has_ended:
             log.info("bridge: bridge.max_sampled_tokens, %s a problem, ended the sampling after %d tokens; %d of %d "

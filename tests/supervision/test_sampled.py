@@ -11,7 +11,7 @@ import pytest
 
 from slmreason.embedded.families import make_problems
 from slmreason.records import BridgeCandidate, BridgeResult, Problem, Tokens, Trace
-from slmreason.rollout.engine import Sampling
+from slmreason.rollout.engine import PromptLimit, Sampling
 from slmreason.rollout.transformers import HFEngine
 from slmreason.run.journal import Journal
 from slmreason.run.progress import Watch
@@ -235,6 +235,28 @@ def test_all_that_can_be_served_are_before_less_help_is_looked_for(student: Stud
     bridge_of(student, engine, settings(handover_samples=1, rationalise=1)).make(problems, SAMPLING)
     steps = [[handed(problem, text) for problem, text in asked(problems, texts)] for texts, *_ in engine.calls]
     assert steps == [[5, 5, 5, 5], [None, None], [3, 3], [2, 4], [1]]  # what was rationalised needs no help
+
+
+def test_help_that_is_too_long_is_said_once_and_less_is_tried(
+    student: Student, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmreason.supervision.sampled.log.parent.propagate", True)
+    problems = dataset(2, steps=6)
+    lines = [true_solution(problem).splitlines() for problem in problems]
+    longest = max(
+        len(student.encode_problem(problem) + student.chat.text("\n".join(mine[:3]) + "\n"))
+        for problem, mine in zip(problems, lines, strict=True)
+    )
+    limit = PromptLimit(longest, "rollout.max_tokens = 96")
+    monkeypatch.setattr("slmreason.supervision.sampled.prompt_limit", lambda *args: limit)
+    engine = ScriptedEngine(Says(problems, [1, 9]))
+    bridge_of(student, engine, settings(handover_samples=2)).make(problems, SAMPLING)
+    said = [record.getMessage() for record in caplog.records if "too long" in record.getMessage()]
+    assert said == [
+        "bridge: some hand-overs of 2 of 2 problems are not tried, the steps are too long: "
+        "rollout.max_tokens = 96; lower bridge.max_trace_tokens"
+    ]
+    assert [handed(problem, text) for problem, text in asked(problems, engine.calls[0][0])] == [3, 3]
 
 
 def test_a_student_that_the_most_help_confuses_is_given_less(student: Student) -> None:
