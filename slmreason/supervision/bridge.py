@@ -82,7 +82,8 @@ class Bridge:
 
     def raw(self) -> Bridge:
         """The same for problems that are not bridged: their raw trace is verified, and nothing else is proposed."""
-        settings = replace(self.settings, select=False)
+        # Without a choice there is nothing that the raw trace could come last behind.
+        settings = replace(self.settings, select=False, raw="compared")
         return Bridge(self.student, self.engine, self.teacher, self.reward, settings, self.token_budget)
 
     def make(

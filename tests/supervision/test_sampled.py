@@ -238,9 +238,10 @@ def test_all_that_can_be_served_are_before_less_help_is_looked_for(student: Stud
 
 
 def test_help_that_is_too_long_is_said_once_and_less_is_tried(
-    student: Student, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slmreason.supervision.sampled.log.parent.propagate", True)
+    said: list[str] = []
+    monkeypatch.setattr("slmreason.supervision.sampled.log.warning", lambda text, *args: said.append(text % args))
     problems = dataset(2, steps=6)
     lines = [true_solution(problem).splitlines() for problem in problems]
     longest = max(
@@ -251,7 +252,6 @@ def test_help_that_is_too_long_is_said_once_and_less_is_tried(
     monkeypatch.setattr("slmreason.supervision.sampled.prompt_limit", lambda *args: limit)
     engine = ScriptedEngine(Says(problems, [1, 9]))
     bridge_of(student, engine, settings(handover_samples=2)).make(problems, SAMPLING)
-    said = [record.getMessage() for record in caplog.records if "too long" in record.getMessage()]
     assert said == [
         "bridge: some hand-overs of 2 of 2 problems are not tried, the steps are too long: "
         "rollout.max_tokens = 96; lower bridge.max_trace_tokens"
@@ -316,6 +316,16 @@ def test_what_is_drawn_does_not_depend_on_who_else_is_asked(student: Student) ->
     apart = [bridge.make([problem], SAMPLING)[0] for problem in problems]
     texts = [[[c.trace.text for c in result.candidates] for result in results] for results in (together, apart)]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("values", [{}, {"raw": "last"}, {"rationalise": 2}, {"raw": "last", "max_sampled_tokens": 9}])
+def test_what_is_not_bridged_has_its_raw_trace_under_all_settings(student: Student, values: dict[str, Any]) -> None:
+    problems = dataset(2)
+    engine = ScriptedEngine(Says(problems, [1, 1]))
+    results = bridge_of(student, engine, settings(**values)).raw().make(problems, SAMPLING)
+    assert [[c.trace.provenance for c in result.candidates] for result in results] == [["teacher"], ["teacher"]]
+    assert all(result.chosen is not None for result in results)
+    assert not engine.calls
 
 
 def test_the_prompt_has_the_turns_before_the_question_and_the_students_instruction() -> None:
