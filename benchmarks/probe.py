@@ -50,8 +50,10 @@ def probed(
     """
     file: Path | None = options.probe
     settings = _settings(options)
-    known = {} if file is None or not file.exists() else _read(file, settings)
-    if file is not None and not known:
+    known: dict[str, Evidence] = {}
+    if file is not None and file.exists():
+        known = _read(file, settings)
+    elif file is not None:
         append_records(file, [settings])
     sampling = Sampling(options.tokens, seed=options.seed, with_log_probs=False)
     found: list[Evidence] = []

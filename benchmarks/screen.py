@@ -2,9 +2,11 @@
 
     python -m benchmarks.screen --student FOLDER --data openai/gsm8k=train.jsonl.gz --problems 128 --dtype bfloat16
 
-Each problem is sampled `--attempts` times and its trace is scored once. `rank_correlation` is Spearman's, of the rates
-with what the regression on the scores predicts for problems that it has not seen (five folds), with a bootstrap
-interval over problems; beside it that of each score alone. Then bands: a problem has `rollouts` of its own, and a
+Each problem is sampled `--attempts` times and its trace, of `--tokens` at most, is scored once.
+`rank_correlation` is Spearman's, of the rates with what the regression on the scores predicts for problems that it has
+not seen (five folds), with a bootstrap interval over problems; beside it that of each score alone.
+
+Then bands: a problem has `rollouts` of its own, and a
 prior, either the pool's (`without`) or that of its trace (`with`), both made from the other problems alone. The band is
 right where it is that of the problem's remaining rollouts, which are noisy themselves: shares are comparable, and below
 what they would be with rho known. `gain_nats` is by how much the remaining rollouts are likelier by the trace's prior.

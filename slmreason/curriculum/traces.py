@@ -138,11 +138,10 @@ def longest_traces(settings: BridgeSettings, grpo: GRPOSettings) -> int:
 
     `bridge.handover_search` is taken to end with its first number of steps. 0 where nothing is sampled.
     """
-    if not settings.samples:
-        completions = int(settings.select and settings.handover)
-    else:
-        completions = settings.rationalise + (settings.handover_samples if settings.handover_search else 0)
-    return completions * _longest(settings, grpo)
+    if not settings.select:
+        return 0
+    handovers = settings.handover_samples if settings.handover_search else int(settings.handover)
+    return (handovers + settings.rationalise) * _longest(settings, grpo)
 
 
 def _longest(settings: BridgeSettings, grpo: GRPOSettings) -> int:

@@ -254,9 +254,8 @@ def _in_need(drafts: Sequence[Draft]) -> list[Draft]:
 
 def _still_open(searches: Sequence[LeastHelp]) -> list[LeastHelp]:
     """Those that another try may serve, then those that one may serve with less help."""
-    found_none = [each for each in searches if each.search.is_open and not each.draft.is_served]
-    found_some = [each for each in searches if each.search.is_open and each.search.found]
-    return found_none + [each for each in found_some if each.draft.is_served]
+    still_open = [each for each in searches if each.search.is_open and (each.search.found or not each.draft.is_served)]
+    return sorted(still_open, key=lambda each: each.draft.is_served)
 
 
 def one_by_one(

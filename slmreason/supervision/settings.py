@@ -25,9 +25,9 @@ class BridgeSettings:
     handover_share: float = 0.5
     """Share of the teacher's steps that are handed over; `handover_search` finds its own."""
     handover_search: bool = False
-    """Sample the continuations: first behind all steps but the last two, and where one ends right behind fewer and
-    fewer, by bisection. Only for problems that have no verified trace but the raw one, so it serves where no teacher
-    rewrites."""
+    """Sample the continuations: first behind all steps but the last two; then, as far as the tokens go, behind fewer,
+    to find the least help that ends right. Only for problems that have no verified trace but the raw one, so it serves
+    where no teacher rewrites."""
     handover_samples: int = 4
     """At each number of steps that `handover_search` tries, continuations are sampled until one ends right, so many at
     most."""

@@ -53,3 +53,10 @@ def test_a_file_of_other_settings_is_refused(student: Student, tmp_path: Path) -
     probed(student, POOL[:2], options(file))
     with pytest.raises(ValueError, match=r"--probe: .*probe\.jsonl is of .*'tokens': 40.*, not of .*'tokens': 41"):
         probed(student, POOL[:2], options(file, "--tokens=41"))
+
+
+def test_a_probe_that_was_stopped_before_its_first_result_is_gone_on_with(student: Student, tmp_path: Path) -> None:
+    file = f"--probe={tmp_path / 'probe.jsonl'}"
+    assert probed(student, [], options(file)) == []
+    first = probed(student, POOL[:2], options(file))
+    assert probed(student, POOL[:2], options(file)) == first

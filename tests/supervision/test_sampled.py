@@ -237,6 +237,19 @@ def test_all_that_can_be_served_are_before_less_help_is_looked_for(student: Stud
     assert steps == [[5, 5, 5, 5], [None, None], [3, 3], [2, 4], [1]]  # what was rationalised needs no help
 
 
+def test_what_is_not_served_yet_has_the_next_tokens(student: Student) -> None:
+    served, confused = problems = dataset(2, steps=6)
+
+    def says(prompt: str, number: int) -> str:
+        [(problem, _)] = asked(problems, [prompt])
+        return reworded(problem) if problem is served or handed(problem, prompt) == 3 else "So.\nThe answer is 0."
+
+    engine = ScriptedEngine(says)
+    bridge_of(student, engine, settings(handover_samples=1)).make(problems, SAMPLING)
+    assert [problem.id for problem, _ in asked(problems, engine.calls[0][0])] == [served.id, confused.id]
+    assert [problem.id for problem, _ in asked(problems, engine.calls[1][0])] == [confused.id, served.id]
+
+
 def test_help_that_is_too_long_is_said_once_and_less_is_tried(
     student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
